@@ -1,0 +1,1 @@
+//! The YAML documents as written, and what is wrong with them.

@@ -1,0 +1,11 @@
+//! What the mesh knows things by: identities, workloads, services, endpoints, modes. Values only.
+
+mod identity;
+mod mtls;
+mod service;
+mod workload;
+
+pub use identity::{IdentityError, SpiffeId, TrustDomain};
+pub use mtls::{MtlsMode, PeerAuthentication, Scope};
+pub use service::{Endpoint, Service, ServicePort, ServiceRef};
+pub use workload::{Enrolment, Location, Owner, Workload, WorkloadUid};

@@ -1,0 +1,55 @@
+//! Services and their endpoints.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::WorkloadUid;
+
+/// Names a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct ServiceRef {
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServicePort {
+    /// Its name; empty where it has none.
+    pub name: String,
+    /// The port clients use.
+    pub port: u16,
+    /// `appProtocol`, where given.
+    pub app_protocol: Option<String>,
+}
+
+/// One address that serves a service port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// The workload behind it, where the mesh knows one.
+    pub workload: Option<WorkloadUid>,
+    /// Takes new connections.
+    pub ready: bool,
+}
+
+/// A Kubernetes Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceRef,
+    /// `name.namespace.svc.<cluster domain>`.
+    pub hostname: String,
+    /// Its ClusterIPs; empty for a headless one.
+    pub vips: Vec<IpAddr>,
+    /// Its TCP ports.
+    pub ports: Vec<ServicePort>,
+    /// Its endpoints by the service's port number.
+    pub endpoints: BTreeMap<u16, Vec<Endpoint>>,
+}

@@ -1,0 +1,119 @@
+//! What to do with a connection: the one place that decides. Pure functions of a snapshot and the facts of the connection; the data
+//! path, `meshctl` and the tests all call these.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::model::{Service, SpiffeId, Workload};
+
+/// Why a connection is refused. The names are the `reason` label of metrics and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The local workload is not (or no longer) in the snapshot.
+    UnknownWorkload,
+    /// The destination is an agent port or an address that the mesh never forwards to.
+    ForbiddenDestination,
+    /// The service is known and does not have this port.
+    UnknownServicePort,
+    /// The service has no endpoint that takes connections.
+    NoEndpoints,
+    /// Plaintext to a workload whose policy is STRICT.
+    PlaintextRefused,
+    /// The peer's identity is of another trust domain.
+    ForeignTrustDomain,
+    /// The tunnel asked for an address that is not the pod it reached.
+    WrongAuthority,
+}
+
+impl Reason {
+    /// The name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::UnknownWorkload => "unknown_workload",
+            Reason::ForbiddenDestination => "forbidden_destination",
+            Reason::UnknownServicePort => "unknown_service_port",
+            Reason::NoEndpoints => "no_endpoints",
+            Reason::PlaintextRefused => "plaintext_refused",
+            Reason::ForeignTrustDomain => "foreign_trust_domain",
+            Reason::WrongAuthority => "wrong_authority",
+        }
+    }
+}
+
+/// A decision not to carry a connection, with a sentence for the person who reads the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// For machines.
+    pub reason: Reason,
+    /// For people: who was refused what, by which object, and what to look at.
+    pub message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Where a captured outbound connection goes.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// The service that was addressed, where one was.
+    pub service: Option<Arc<Service>>,
+    /// The workload it goes to, where the mesh knows one.
+    pub destination: Option<Arc<Workload>>,
+    /// The address and port of the application that it goes to.
+    pub address: SocketAddr,
+    /// How it goes there.
+    pub transport: Transport,
+}
+
+/// How an outbound connection goes to its destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Through HBONE to this tunnel address (podIP:15008), where only this identity may answer.
+    Tunnel {
+        /// podIP:15008.
+        gateway: SocketAddr,
+        /// The identity that the server must prove.
+        expected: SpiffeId,
+    },
+    /// As it is, from the pod's netns: the destination is not enrolled.
+    Passthrough,
+    /// Back to the pod itself, without leaving its netns.
+    Hairpin,
+}
+
+/// Proof that [`inbound`] allowed a delivery. Only this module can make one; `deliver()` takes it.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    destination: Arc<Workload>,
+    address: SocketAddr,
+}
+
+impl Permit {
+    /// The workload to deliver to.
+    pub fn destination(&self) -> &Arc<Workload> {
+        &self.destination
+    }
+
+    /// The address and port of the application to deliver to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// What is known of an inbound connection.
+#[derive(Clone, Debug)]
+pub struct Inbound<'a> {
+    /// The client's address: of the TCP connection (plaintext) or of the tunnel's TCP connection.
+    pub client: IpAddr,
+    /// The client's proven identity; `None` for plaintext.
+    pub identity: Option<&'a SpiffeId>,
+    /// The address and port that the client asked for: the accepted socket's local address, or the CONNECT authority.
+    pub address: SocketAddr,
+}

@@ -1,0 +1,58 @@
+//! Who a workload is: certificates, the CA that issues them, and the TLS configurations that prove and check identities.
+//! Private keys never leave this module.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_core::model::SpiffeId;
+use thiserror::Error;
+
+/// A certificate for one identity, as an issuer hands it out. No `Debug` of the key.
+pub struct IssuedCertificate {
+    /// Leaf first, then intermediates; DER.
+    pub chain: Vec<rustls::pki_types::CertificateDer<'static>>,
+    /// PKCS#8 DER of the leaf's private key.
+    pub key: rustls::pki_types::PrivatePkcs8KeyDer<'static>,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+}
+
+/// Why no certificate was issued.
+#[derive(Debug, Error)]
+pub enum IssueError {
+    /// The issuer cannot be reached or answered with a passing fault: worth a retry.
+    #[error("the certificate issuer is away: {0}")]
+    Unavailable(String),
+    /// The issuer refuses: a retry does not help.
+    #[error("the certificate issuer refused {id}: {why}")]
+    Refused {
+        /// For which identity.
+        id: SpiffeId,
+        /// In its words.
+        why: String,
+    },
+}
+
+/// Hands out certificates: the embedded CA, later others. A seam with the outside world.
+pub trait Issuer: Send + Sync {
+    /// A new key and certificate for `id`, valid for about `lifetime`. May block: called off the data path.
+    ///
+    /// # Errors
+    /// See [`IssueError`].
+    fn issue(&self, id: &SpiffeId, lifetime: Duration) -> Result<IssuedCertificate, IssueError>;
+
+    /// The certificates that peers' chains must lead to; DER.
+    fn trust_bundle(&self) -> Vec<rustls::pki_types::CertificateDer<'static>>;
+}
+
+/// The TLS configurations of one local identity. They live as long as the identity has a pod here: session resumption is tied to
+/// them, and certificates rotate inside them.
+#[derive(Clone)]
+pub struct WorkloadTls {
+    /// For dialling HBONE peers: presents the identity, checks chain, exactly one URI SAN, and trust domain.
+    pub client: Arc<rustls::ClientConfig>,
+    /// For accepting HBONE peers: likewise, client certificate required.
+    pub server: Arc<rustls::ServerConfig>,
+}

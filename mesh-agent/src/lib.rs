@@ -1,0 +1,18 @@
+//! The node agent: captures the sockets of enrolled pods, gives them identities, carries their connections over mutual TLS.
+//!
+//! Modules import downward only: `state`, `settings` → `telemetry`, `identity`, `capture`, `sources` → `tunnel` → `outbound`,
+//! `inbound` → `worker` → `admin` → `app`, `cli`. Only `app` constructs everything.
+
+pub mod admin;
+pub mod app;
+pub mod capture;
+pub mod cli;
+pub mod identity;
+pub mod inbound;
+pub mod outbound;
+pub mod settings;
+pub mod sources;
+pub mod state;
+pub mod telemetry;
+pub mod tunnel;
+pub mod worker;

@@ -1,0 +1,3 @@
+//! What the agent tells about itself: live connections, metrics, the access log.
+
+pub mod connections;

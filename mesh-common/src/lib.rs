@@ -1,0 +1,329 @@
+//! The ABI between the BPF programs and the agent: keys, values and constants that both sides compile.
+//!
+//! Addresses are always 16 bytes in network byte order, IPv4 in its v4-mapped form (RFC 4291, 2.5.5.2), so that one key type
+//! serves both families and a v4-mapped IPv6 socket meets the same entries as an IPv4 one. Ports are in host byte order.
+//! Nothing here does I/O; nothing here may have padding (BPF keys compare by bytes).
+#![no_std]
+
+/// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
+pub const ABI_VERSION: u32 = 1;
+
+/// First of the ports that captured connections are rewritten to (`podIP:P`). Nobody binds them.
+pub const REWRITE_PORT_BASE: u16 = 15104;
+/// How many rewrite ports there are. Several, because with one, TIME_WAIT uses up the pod's port range.
+pub const REWRITE_PORTS: u16 = 64;
+
+/// Name of the outbound role's port; never an address on the network.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Name of the plaintext inbound role's port; never an address on the network.
+pub const INBOUND_PORT: u16 = 15006;
+/// HBONE inbound: the only agent port that is an address on the network.
+pub const HBONE_PORT: u16 = 15008;
+/// DNS role; reserved.
+pub const DNS_PORT: u16 = 15053;
+
+/// Whether `port` belongs to the agent inside an enrolled pod, so that no application is ever reached on it from outside.
+/// Includes [`HBONE_PORT`].
+#[inline(always)]
+pub const fn is_agent_port(port: u16) -> bool {
+    matches!(port, OUTBOUND_PORT | INBOUND_PORT | HBONE_PORT | DNS_PORT) || is_rewrite_port(port)
+}
+
+/// Whether `port` is one of the rewrite ports.
+#[inline(always)]
+pub const fn is_rewrite_port(port: u16) -> bool {
+    port >= REWRITE_PORT_BASE && port < REWRITE_PORT_BASE + REWRITE_PORTS
+}
+
+/// Listener slots: pods per node at most.
+pub const MAX_PODS: u32 = 1024;
+/// Workers per node at most.
+pub const MAX_WORKERS: u32 = 8;
+/// Listener banks per pod: a successor fills the idle one and flips [`PodEntry::bank`].
+pub const BANKS: u32 = 2;
+
+/// What a listener is for. The numbers index the SOCKMAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Role {
+    /// Connections that a process in the pod opened.
+    Outbound = 0,
+    /// Connections from off the pod that did not come through a tunnel.
+    Inbound = 1,
+    /// HBONE connections from other agents, to podIP:15008.
+    Tunnel = 2,
+}
+
+/// Number of [`Role`]s.
+pub const ROLES: u32 = 3;
+/// Entries of the SOCKMAP of listeners.
+pub const LISTENERS: u32 = MAX_PODS * BANKS * ROLES * MAX_WORKERS;
+
+/// Index of a listener in the SOCKMAP.
+#[inline(always)]
+pub const fn listener_index(slot: u32, bank: u32, role: Role, worker: u32) -> u32 {
+    ((slot * BANKS + bank) * ROLES + role as u32) * MAX_WORKERS + worker
+}
+
+/// An IP address as 16 bytes in network byte order, held as four words because BPF contexts are read in words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Addr(pub [u32; 4]);
+
+/// Second half of the v4-mapped prefix `::ffff:0:0/96`, in network byte order.
+pub const V4_MAPPED_WORD: u32 = 0x0000_ffff_u32.to_be();
+
+impl Addr {
+    /// From an IPv4 address as the kernel holds it: one word in network byte order.
+    #[inline(always)]
+    pub const fn from_v4_word(word: u32) -> Self {
+        Self([0, 0, V4_MAPPED_WORD, word])
+    }
+
+    /// From the 16 bytes of an IPv6 address.
+    pub const fn from_octets(o: [u8; 16]) -> Self {
+        Self([
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ])
+    }
+
+    /// From a standard library address; IPv4 becomes v4-mapped.
+    pub const fn from_ip(ip: core::net::IpAddr) -> Self {
+        match ip {
+            core::net::IpAddr::V4(v4) => Self::from_octets(v4.to_ipv6_mapped().octets()),
+            core::net::IpAddr::V6(v6) => Self::from_octets(v6.octets()),
+        }
+    }
+
+    /// To a standard library address; v4-mapped becomes IPv4.
+    pub fn to_ip(self) -> core::net::IpAddr {
+        let mut octets = [0; 16];
+        for (chunk, word) in octets.chunks_exact_mut(4).zip(self.0) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        core::net::Ipv6Addr::from(octets).to_canonical()
+    }
+
+    /// Whether this is an IPv4 address in its v4-mapped form.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == V4_MAPPED_WORD
+    }
+
+    /// Whether all 128 bits are zero: "no address of this family".
+    #[inline(always)]
+    pub const fn is_unset(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0
+    }
+}
+
+/// A pod under capture; value of the `PODS` map, whose key is the netns cookie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PodEntry {
+    /// The pod's IPv4 address (v4-mapped), or unset.
+    pub ip4: Addr,
+    /// The pod's IPv6 address, or unset.
+    pub ip6: Addr,
+    /// The pod's place among the listeners, below [`MAX_PODS`].
+    pub slot: u32,
+    /// The bank of listeners in use, below [`BANKS`].
+    pub bank: u32,
+    /// How many workers listen for this pod, 1 to [`MAX_WORKERS`].
+    pub workers: u32,
+    /// Reserved, zero.
+    pub flags: u32,
+}
+
+/// What one `sk_lookup` instance is told about its pod, in its read-only data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PodConst {
+    /// Cookie of the pod's network namespace (`sk_lookup` cannot ask the kernel for it).
+    pub netns: u64,
+}
+
+/// Key of the set of addresses that are a pod's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct OwnKey {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// The address.
+    pub addr: Addr,
+}
+
+/// A connection within one network namespace, seen from the side that opened it.
+///
+/// The rewrite port is part of the key: the kernel gives the same local port to connections towards different ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// Address of the side that opened the connection.
+    pub local: Addr,
+    /// Address that it connected to, after any rewrite.
+    pub remote: Addr,
+    /// Port of the side that opened the connection, host byte order.
+    pub local_port: u16,
+    /// Port that it connected to, after any rewrite, host byte order.
+    pub remote_port: u16,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// An address and port; what a flow entry leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Peer {
+    /// The address.
+    pub addr: Addr,
+    /// The port, host byte order.
+    pub port: u16,
+    /// One of the `PEER_*` constants where stored with a socket; zero in the flow maps.
+    pub kind: u16,
+}
+
+/// Stored with a client's socket: the destination that the application asked for.
+pub const PEER_DESTINATION: u16 = 1;
+/// Stored with an application's accepted socket: the real client.
+pub const PEER_CLIENT: u16 = 2;
+/// Stored with an agent's socket before it connects: the real client that it delivers for.
+pub const PEER_DELIVERY: u16 = 3;
+
+/// What the BPF programs count; index of the per-CPU `COUNTERS` array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Counter {
+    /// Connections rewritten towards the agent.
+    ConnectCaptured = 0,
+    /// Connections to loopback, unspecified, own, link-local or multicast addresses: left alone.
+    ConnectPassed = 1,
+    /// Connections refused because the socket's network namespace is not the pod's.
+    ConnectRefusedNetns = 2,
+    /// Connections refused because the pod has no address of the destination's family.
+    ConnectRefusedFamily = 3,
+    /// Connections refused because the socket's storage could not be written.
+    ConnectRefusedStorage = 4,
+    /// Hand-off entries that did not fit into the map: the connection is refused.
+    HandoffFull = 5,
+    /// Delivery entries that did not fit into the map: the application sees the agent's address.
+    DeliveryFull = 6,
+    /// Outbound flows steered to a listener.
+    SteeredOutbound = 7,
+    /// Plaintext inbound flows steered to a listener.
+    SteeredInbound = 8,
+    /// HBONE flows steered to a listener.
+    SteeredTunnel = 9,
+    /// Local traffic of the pod, left alone.
+    LookupPassed = 10,
+    /// Inbound flows dropped: they came from off the pod to an agent port.
+    DroppedAgentPort = 11,
+    /// Flows dropped because no listener was there (the agent is away).
+    DroppedNoListener = 12,
+    /// Flows dropped because the pod's entry was missing.
+    DroppedNoPod = 13,
+    /// UDP associations of enrolled pods (connected sockets): pass.
+    UdpPassed = 14,
+}
+
+/// Number of [`Counter`]s.
+pub const COUNTERS: u32 = 15;
+
+impl Counter {
+    /// All counters with the names that `meshctl` and the metrics show.
+    pub const ALL: [(Counter, &'static str); COUNTERS as usize] = [
+        (Counter::ConnectCaptured, "connect_captured"),
+        (Counter::ConnectPassed, "connect_passed"),
+        (Counter::ConnectRefusedNetns, "connect_refused_netns"),
+        (Counter::ConnectRefusedFamily, "connect_refused_family"),
+        (Counter::ConnectRefusedStorage, "connect_refused_storage"),
+        (Counter::HandoffFull, "handoff_full"),
+        (Counter::DeliveryFull, "delivery_full"),
+        (Counter::SteeredOutbound, "steered_outbound"),
+        (Counter::SteeredInbound, "steered_inbound"),
+        (Counter::SteeredTunnel, "steered_tunnel"),
+        (Counter::LookupPassed, "lookup_passed"),
+        (Counter::DroppedAgentPort, "dropped_agent_port"),
+        (Counter::DroppedNoListener, "dropped_no_listener"),
+        (Counter::DroppedNoPod, "dropped_no_pod"),
+        (Counter::UdpPassed, "udp_passed"),
+    ];
+}
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{Addr, FlowKey, OwnKey, Peer, PodConst, PodEntry};
+
+    // SAFETY (all): `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
+    unsafe impl aya::Pod for Addr {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PodEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PodConst {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for OwnKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Peer {}
+}
+
+// No padding: sizes are the sums of the fields'.
+const _: () = {
+    assert!(size_of::<PodEntry>() == 48);
+    assert!(size_of::<OwnKey>() == 24);
+    assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<Peer>() == 20);
+};
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_round_trip() {
+        for ip in ["198.18.0.1", "2001:db8::1", "::1", "0.0.0.0"] {
+            let ip: core::net::IpAddr = ip.parse().unwrap();
+            assert_eq!(Addr::from_ip(ip).to_ip(), ip);
+        }
+    }
+
+    #[test]
+    fn an_ipv4_word_is_the_v4_mapped_address() {
+        let word = u32::from_ne_bytes([198, 18, 0, 1]);
+        assert_eq!(
+            Addr::from_v4_word(word),
+            Addr::from_ip("198.18.0.1".parse().unwrap())
+        );
+        assert!(Addr::from_v4_word(word).is_v4());
+    }
+
+    #[test]
+    fn listener_indexes_are_distinct_and_in_range() {
+        let mut seen = std::collections::HashSet::new();
+        for slot in [0, 1, MAX_PODS - 1] {
+            for bank in 0..BANKS {
+                for role in [Role::Outbound, Role::Inbound, Role::Tunnel] {
+                    for worker in 0..MAX_WORKERS {
+                        let index = listener_index(slot, bank, role, worker);
+                        assert!(index < LISTENERS);
+                        assert!(seen.insert(index));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn counters_are_listed_in_order() {
+        for (i, (counter, _)) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, i);
+        }
+    }
+}
