@@ -56,3 +56,39 @@ pub struct WorkloadTls {
     /// For accepting HBONE peers: likewise, client certificate required.
     pub server: Arc<rustls::ServerConfig>,
 }
+
+/// The identities of this node's pods: one certificate each, kept fresh.
+#[derive(Default)]
+pub struct Identities {}
+
+impl Identities {
+    /// The TLS configurations of `id`; `None` while it has no valid certificate: refuse the connection.
+    pub fn tls(&self, _id: &SpiffeId) -> Option<WorkloadTls> {
+        None
+    }
+}
+
+/// Why a peer is not believed. `reason` words are the metric's label.
+#[derive(Debug, Error)]
+#[error("{reason}: {message}")]
+pub struct PeerError {
+    /// A short fixed word, such as `no_certificate`, `two_uri_sans`, `foreign_trust_domain`, `unexpected_identity`, `expired`.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// The identity that a peer proved, checked again on every handshake, resumed ones too (rustls does not call verifiers then):
+/// a certificate is there, valid now, with exactly one URI SAN, which is a SPIFFE id.
+///
+/// # Errors
+/// See [`PeerError`].
+pub fn peer_identity(
+    _chain: Option<&[rustls::pki_types::CertificateDer<'_>]>,
+    _now: SystemTime,
+) -> Result<SpiffeId, PeerError> {
+    Err(PeerError {
+        reason: "placeholder",
+        message: String::new(),
+    })
+}

