@@ -1,0 +1,5 @@
+//! Handshakes, rotation and secrets, seen from outside the module's parts.
+
+pub(super) mod fixture;
+mod handshakes;
+mod rotation;
