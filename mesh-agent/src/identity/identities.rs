@@ -120,11 +120,11 @@ impl Identities {
         if !entry.tls.valid_at(SystemTime::now()) {
             self.renew(&entry, When::Invalid).await?;
         }
-        // Withdrawn in the meantime: nobody would renew it.
-        if !self.wanted.load().contains_key(id) {
-            return Err(IdentitiesError::Withdrawn(id.clone()));
+        // One that was given up in the meantime nobody would renew.
+        match self.wanted.load().get(id) {
+            Some(wanted) if Arc::ptr_eq(wanted, &entry) => Ok(entry.tls.clone()),
+            _ => Err(IdentitiesError::Withdrawn(id.clone())),
         }
-        Ok(entry.tls.clone())
     }
 
     /// Gives up all identities but `keep`. Connections that stand are not touched; new ones are refused.
@@ -212,8 +212,19 @@ impl Identities {
 
     fn due(&self, now: SystemTime) -> Vec<Arc<Entry>> {
         let wanted = self.wanted.load();
-        let due = |entry: &&Arc<Entry>| entry.progress().next <= now;
-        wanted.values().filter(due).cloned().collect()
+        wanted
+            .values()
+            .filter(|entry| self.is_due(entry, now))
+            .cloned()
+            .collect()
+    }
+
+    /// Its time has come, or the clock was set so far back that the time or the certificate makes no sense any more.
+    fn is_due(&self, entry: &Entry, now: SystemTime) -> bool {
+        let Progress { next, failures, .. } = *entry.progress();
+        let senseless = now.checked_add(self.lifetime).is_some_and(|latest| next > latest);
+        let unusable = failures == 0 && !entry.tls.valid_at(now);
+        next <= now || senseless || unusable
     }
 
     fn until_next(&self, now: SystemTime) -> Duration {
@@ -229,7 +240,7 @@ impl Identities {
         let now = SystemTime::now();
         let done_meanwhile = match when {
             When::Invalid => entry.tls.valid_at(now),
-            When::Due => entry.progress().next > now,
+            When::Due => !self.is_due(entry, now),
         };
         if done_meanwhile {
             return Ok(());

@@ -7,6 +7,9 @@ use std::time::{Duration, SystemTime};
 const EARLIEST: f64 = 0.4;
 const LATEST: f64 = 0.5;
 
+/// Never sooner than this, whatever lifetime an issuer hands out.
+const SOONEST: Duration = Duration::from_millis(200);
+
 /// First delay after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// Longest delay between attempts.
@@ -15,11 +18,13 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 const SHORTEST_CAP: Duration = Duration::from_secs(1);
 
 /// When to renew a certificate that was issued at `issued` and runs out at `not_after`: between 40 and 50 % of the time between,
-/// as `random` (0 to 1) says. The start of validity does not count: it lies in the past, for clocks that are behind.
+/// as `random` (0 to 1) says, and no sooner than 200 ms. The start of validity does not count: it lies in the past, for clocks that are behind.
 pub(super) fn renewal(issued: SystemTime, not_after: SystemTime, random: f64) -> SystemTime {
     let life = not_after.duration_since(issued).unwrap_or_default();
     let share = EARLIEST + (LATEST - EARLIEST) * unit(random);
-    issued.checked_add(life.mul_f64(share)).unwrap_or(issued)
+    issued
+        .checked_add(life.mul_f64(share).max(SOONEST))
+        .unwrap_or(not_after)
 }
 
 /// How long to wait after the `failures`-th failure in a row (1 is the first): doubling from 250 ms up to a tenth of `lifetime`
@@ -55,9 +60,9 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_has_run_out_is_renewed_at_once() {
+    fn a_certificate_that_has_run_out_is_renewed_soon_but_not_in_a_hot_loop() {
         let issued = EPOCH + Duration::from_secs(10);
-        assert_eq!(renewal(issued, EPOCH, 0.5), issued);
+        assert_eq!(renewal(issued, EPOCH, 0.5), issued + SOONEST);
     }
 
     #[test]
@@ -78,7 +83,7 @@ mod tests {
         fn schedules_stay_in_bounds(life in 0u64..10_000_000, failures in any::<u32>(), random in any::<f64>()) {
             let end = EPOCH + Duration::from_secs(life);
             let at = renewal(EPOCH, end, random);
-            prop_assert!(at >= EPOCH && at <= EPOCH + Duration::from_secs(life).mul_f64(0.5));
+            prop_assert!(at >= EPOCH && at <= EPOCH + Duration::from_secs(life).mul_f64(0.5).max(SOONEST));
             let wait = retry(failures, Duration::from_secs(life), random);
             prop_assert!(wait >= FIRST_RETRY / 2 && wait <= LONGEST_RETRY);
         }

@@ -36,14 +36,14 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The TLS configurations of one local identity. They live as long as the identity has a pod here: session resumption is tied to
-/// them, and certificates rotate inside them. Use them through [`connect`](super::connect) and [`accept`](super::accept): the
-/// client configuration refuses every server for which no expectation was stated that way.
+/// them, and certificates rotate inside them. Used through [`connect`](super::connect) and [`accept`](super::accept) only:
+/// what they check after the handshake cannot be forgotten, and the client configuration alone refuses every server.
 #[derive(Clone)]
 pub struct WorkloadTls {
     /// For dialling HBONE peers: presents the identity, checks chain, exactly one URI SAN, trust domain, and the expectation.
-    pub client: Arc<ClientConfig>,
+    pub(super) client: Arc<ClientConfig>,
     /// For accepting HBONE peers: likewise, client certificate required.
-    pub server: Arc<ServerConfig>,
+    pub(super) server: Arc<ServerConfig>,
     pub(super) shared: Arc<Shared>,
 }
 

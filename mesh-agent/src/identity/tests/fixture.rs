@@ -138,6 +138,8 @@ pub(crate) struct ScriptedIssuer {
     pub(crate) failing: AtomicBool,
     pub(crate) asked: AtomicUsize,
     pub(crate) delay: Duration,
+    /// The private scalars it handed out, to look for where they must not show.
+    pub(crate) secrets: Mutex<Vec<Vec<u8>>>,
 }
 
 impl ScriptedIssuer {
@@ -147,6 +149,7 @@ impl ScriptedIssuer {
             failing: AtomicBool::new(false),
             asked: AtomicUsize::new(0),
             delay: Duration::ZERO,
+            secrets: Mutex::default(),
         }
     }
 }
@@ -160,7 +163,11 @@ impl Issuer for ScriptedIssuer {
         }
         let mut claims = Claims::uris(&[&id.to_string()]);
         claims.not_after = i64::try_from(lifetime.as_secs()).unwrap();
-        Ok(self.root.lock().unwrap().leaf(&claims))
+        let issued = self.root.lock().unwrap().leaf(&claims);
+        // PKCS#8 of a P-256 key (RFC 5958, RFC 5915): 36 bytes of headers, then the scalar of 32 bytes.
+        let scalar = issued.key.secret_pkcs8_der()[36..68].to_vec();
+        self.secrets.lock().unwrap().push(scalar);
+        Ok(issued)
     }
 
     fn trust_bundle(&self) -> Vec<CertificateDer<'static>> {

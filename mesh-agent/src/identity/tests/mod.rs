@@ -3,3 +3,5 @@
 pub(super) mod fixture;
 mod handshakes;
 mod rotation;
+mod sessions;
+mod stranger;
