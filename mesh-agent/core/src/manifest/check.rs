@@ -36,8 +36,9 @@ pub(super) fn namespace(meta: &ObjectMeta) -> Result<String, Invalid> {
 pub(super) fn kubernetes_name(name: &str, path: &str) -> Result<String, Invalid> {
     let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'.' | b'-');
     if name.is_empty() || name.len() > 253 || !name.bytes().all(good) {
-        let message =
-            format!("{path} {name:?} is no Kubernetes name: expected 1 to 253 of the characters a-z, 0-9, '.', '-'");
+        let message = format!(
+            "{path} {name:?} is no Kubernetes name: expected 1 to 253 of the characters a-z, 0-9, '.', '-'"
+        );
         return Err(Invalid::at(Path::of(path), message));
     }
     Ok(name.to_owned())
@@ -167,13 +168,24 @@ mod tests {
             (&[(DATAPLANE, "enabled")], Some(Wish::Enabled), 0),
             (&[(DATAPLANE_MODE, "ambient")], Some(Wish::Enabled), 0),
             (&[(DATAPLANE_MODE, "none")], Some(Wish::Disabled), 0),
-            (&[(DATAPLANE, "disabled"), (DATAPLANE_MODE, "ambient")], Some(Wish::Disabled), 0),
-            (&[(DATAPLANE, "enabled"), (DATAPLANE_MODE, "none")], Some(Wish::Enabled), 0),
+            (
+                &[(DATAPLANE, "disabled"), (DATAPLANE_MODE, "ambient")],
+                Some(Wish::Disabled),
+                0,
+            ),
+            (
+                &[(DATAPLANE, "enabled"), (DATAPLANE_MODE, "none")],
+                Some(Wish::Enabled),
+                0,
+            ),
             (&[(DATAPLANE, "Enabled")], None, 1),
             (&[(DATAPLANE, "on"), (DATAPLANE_MODE, "kmesh")], None, 2),
         ];
         for (labels, expected, remarked) in table {
-            let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let labels = labels
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect();
             let mut remarks = Remarks::default();
             assert_eq!(wish(Some(&labels), &mut remarks), *expected, "{labels:?}");
             assert_eq!(remarks.0.len(), *remarked, "{labels:?}");

@@ -20,6 +20,9 @@ const KINDS: [(&str, &str, bool); 6] = [
     ("security.istio.io/v1beta1", "PeerAuthentication", true),
 ];
 
+/// Length of a broken document, in bytes, up to which its head is searched for.
+const GUESS_LIMIT: usize = 256 * 1024;
+
 /// What became of a document.
 pub(super) enum Decoded {
     /// Its kind is not among [`KINDS`].
@@ -47,7 +50,10 @@ pub(super) fn yaml(text: &str) -> Result<Value, (Option<Position>, String)> {
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let error = error.without_snippet();
-        let position = error.location().filter(|l| l.line() > 0).map(|l| (l.line(), l.column()));
+        let position = error
+            .location()
+            .filter(|l| l.line() > 0)
+            .map(|l| (l.line(), l.column()));
         (position, plain_message(error, position))
     })
 }
@@ -57,7 +63,11 @@ fn plain_message(error: &serde_saphyr::Error, position: Option<Position>) -> Str
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first);
-    let Some((line, column)) = position else { return first.to_owned() };
+    // Advice for programmers, not for those who write documents.
+    let first = first.split(", set DuplicateKeyPolicy").next().unwrap_or(first);
+    let Some((line, column)) = position else {
+        return first.to_owned();
+    };
     let without = first.replace(&format!(" at line {line}, column {column}"), "");
     let prefix = format!("line {line} column {column}: ");
     without.strip_prefix(&prefix).unwrap_or(&without).to_owned()
@@ -85,7 +95,8 @@ impl Head {
             Some(_) => Err(Invalid::at(Path::of(key), format!("{key}: expected a text"))),
         };
         let missing = |key: &str| {
-            let message = format!("{key} is missing: expected a Kubernetes object (apiVersion, kind, metadata)");
+            let message =
+                format!("{key} is missing: expected a Kubernetes object (apiVersion, kind, metadata)");
             Invalid::at(Path::default(), message)
         };
         let api_version = text("apiVersion")?.or_else(|| of_list.map(|list| list.api_version.clone()));
@@ -136,6 +147,9 @@ impl Head {
 /// What the top of a document says that cannot be read as a whole. It names a document in messages and keeps its last good version in
 /// force, nothing more.
 pub(super) fn guess_head(text: &str) -> Option<Head> {
+    if text.len() > GUESS_LIMIT {
+        return None;
+    }
     let mut end = text.len();
     // Shorter and shorter beginnings, by whole lines, a few times: an error is mostly near the end of what is well-formed.
     for _ in 0..64 {
@@ -152,7 +166,8 @@ pub(super) fn guess_head(text: &str) -> Option<Head> {
 
 /// Reads the object that `head` announces.
 pub(super) fn object(head: &Head, value: &Value) -> Decoded {
-    let known = |(api_version, kind, _): &&(&str, &str, bool)| *api_version == head.api_version && *kind == head.kind;
+    let known =
+        |(api_version, kind, _): &&(&str, &str, bool)| *api_version == head.api_version && *kind == head.kind;
     let Some((_, kind, _)) = KINDS.iter().find(known) else {
         return Decoded::UnknownKind;
     };
@@ -171,10 +186,12 @@ pub(super) fn object(head: &Head, value: &Value) -> Decoded {
     match *kind {
         "Namespace" => convert::<core::Namespace, _>(value, |d, r| namespace(d, r).map(Object::Namespace)),
         "Pod" => convert::<core::Pod, _>(value, |d, r| pod(d, r).map(Box::new).map(Object::Pod)),
-        "Service" => convert::<core::Service, _>(value, |d, r| service(d, r).map(Box::new).map(Object::Service)),
-        "EndpointSlice" => {
-            convert::<discovery::EndpointSlice, _>(value, |d, r| endpoint_slice(d, r).map(Object::EndpointSlice))
+        "Service" => {
+            convert::<core::Service, _>(value, |d, r| service(d, r).map(Box::new).map(Object::Service))
         }
+        "EndpointSlice" => convert::<discovery::EndpointSlice, _>(value, |d, r| {
+            endpoint_slice(d, r).map(Object::EndpointSlice)
+        }),
         "PeerAuthentication" => convert::<PeerAuthenticationDocument, _>(value, |d, r| {
             peer_authentication(d, r).map(Object::PeerAuthentication)
         }),

@@ -63,7 +63,9 @@ pub fn parse(file: &str, bytes: &[u8]) -> Contents {
         contents: Contents::default(),
     };
     match std::str::from_utf8(bytes) {
-        Ok(text) => split::documents(text).into_iter().for_each(|document| reader.document(document)),
+        Ok(text) => split::documents(text)
+            .into_iter()
+            .for_each(|document| reader.document(document)),
         Err(error) => {
             let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
             let line = 1 + good.iter().filter(|byte| **byte == b'\n').count() as u64;
@@ -144,7 +146,11 @@ impl Reader {
                 let position = places.find(&at, &invalid.path);
                 self.reject(position, head.object(), invalid.message);
             }
-            Decoded::Object { object, ignored, remarks } => {
+            Decoded::Object {
+                object,
+                ignored,
+                remarks,
+            } => {
                 let notices = self.notices(places, &at, &object.name(), ignored, remarks);
                 let (line, column) = places.find(&at, &Path::default());
                 let origin = self.origin(line, column);
@@ -200,12 +206,17 @@ impl Reader {
         for (path, kind, message) in remarks.0 {
             add(&path, kind, message);
         }
+        notices.sort();
         notices
     }
 
     fn reject(&mut self, (line, column): (u64, u64), object: Option<ObjectRef>, message: String) {
         let origin = self.origin(line, column);
-        self.contents.rejections.push(Rejection { origin, object, message });
+        self.contents.rejections.push(Rejection {
+            origin,
+            object,
+            message,
+        });
     }
 
     fn origin(&self, line: u64, column: u64) -> Origin {

@@ -48,10 +48,17 @@ struct MutualTls {
 ///
 /// # Errors
 /// When a mode or port is unknown, or `portLevelMtls` stands without a selector.
-pub fn peer_authentication(document: &Document, remarks: &mut Remarks) -> Result<PeerAuthentication, Invalid> {
+pub fn peer_authentication(
+    document: &Document,
+    remarks: &mut Remarks,
+) -> Result<PeerAuthentication, Invalid> {
     let empty = Spec::default();
     let spec = document.spec.as_ref().unwrap_or(&empty);
-    let labels = spec.selector.as_ref().and_then(|s| s.match_labels.clone()).unwrap_or_default();
+    let labels = spec
+        .selector
+        .as_ref()
+        .and_then(|s| s.match_labels.clone())
+        .unwrap_or_default();
     if labels.is_empty() && spec.port_level_mtls.is_some() {
         let message = "spec.portLevelMtls stands without a selector: its ports are those of workloads, so spec.selector.matchLabels \
                        must say of which";
@@ -61,7 +68,8 @@ pub fn peer_authentication(document: &Document, remarks: &mut Remarks) -> Result
     for (text, mtls) in spec.port_level_mtls.iter().flatten() {
         let path = Path::of("spec.portLevelMtls").key(text);
         let Some(port) = text.parse::<u16>().ok().filter(|port| *port > 0) else {
-            let message = format!("spec.portLevelMtls names port {text:?}: expected a workload's port from 1 to 65535");
+            let message =
+                format!("spec.portLevelMtls names port {text:?}: expected a workload's port from 1 to 65535");
             return Err(Invalid::at(path, message));
         };
         ports.insert(port, mode(mtls.as_ref(), path, remarks)?);
@@ -70,9 +78,16 @@ pub fn peer_authentication(document: &Document, remarks: &mut Remarks) -> Result
     Ok(PeerAuthentication {
         namespace: check::namespace(meta)?,
         name: check::name(meta)?,
-        created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        created: meta
+            .creation_timestamp
+            .as_ref()
+            .map_or(0, |time| time.0.as_second()),
         mode: mode(spec.mtls.as_ref(), Path::of("spec.mtls"), remarks)?,
-        scope: if labels.is_empty() { Scope::Namespace } else { Scope::Workload(labels) },
+        scope: if labels.is_empty() {
+            Scope::Namespace
+        } else {
+            Scope::Workload(labels)
+        },
         ports,
     })
 }

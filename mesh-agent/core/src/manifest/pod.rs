@@ -107,7 +107,10 @@ fn named_ports(
     let Some(spec) = spec else { return Ok(ports) };
     // Restartable init containers are native sidecars: their ports count.
     let init = spec.init_containers.iter().flatten();
-    let groups = [("containers", spec.containers.iter().collect::<Vec<_>>()), ("initContainers", init.collect())];
+    let groups = [
+        ("containers", spec.containers.iter().collect::<Vec<_>>()),
+        ("initContainers", init.collect()),
+    ];
     for (group, containers) in groups {
         for (i, container) in containers.into_iter().enumerate() {
             if group == "initContainers" && container.restart_policy.as_deref() != Some("Always") {
@@ -116,12 +119,14 @@ fn named_ports(
             for (j, entry) in container.ports.iter().flatten().enumerate() {
                 let path = Path::of("spec").key(group).index(i).key("ports").index(j);
                 let number = check::port(entry.container_port.into(), path.clone().key("containerPort"))?;
-                let (Some(name), true) = (entry.name.as_ref(), check::is_tcp(entry.protocol.as_deref())) else {
+                let (Some(name), true) = (entry.name.as_ref(), check::is_tcp(entry.protocol.as_deref()))
+                else {
                     continue;
                 };
                 let first = *ports.entry(name.clone()).or_insert(number);
                 if first != number {
-                    let message = format!("port name {name:?} stands for {first} already: {number} is ignored");
+                    let message =
+                        format!("port name {name:?} stands for {first} already: {number} is ignored");
                     remarks.add(path.key("name"), NoticeKind::Conflict, message);
                 }
             }
@@ -134,12 +139,28 @@ fn named_ports(
 fn obstacle(document: &core::Pod) -> Option<String> {
     let spec = document.spec.as_ref();
     if spec.and_then(|s| s.host_network) == Some(true) {
-        return Some("it runs in the host's network namespace (hostNetwork), which it shares with others".into());
+        return Some(
+            "it runs in the host's network namespace (hostNetwork), which it shares with others".into(),
+        );
     }
-    let annotated = |key: &str| document.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(key));
-    let labelled = |key: &str| document.metadata.labels.as_ref().is_some_and(|l| l.contains_key(key));
+    let annotated = |key: &str| {
+        document
+            .metadata
+            .annotations
+            .as_ref()
+            .is_some_and(|a| a.contains_key(key))
+    };
+    let labelled = |key: &str| {
+        document
+            .metadata
+            .labels
+            .as_ref()
+            .is_some_and(|l| l.contains_key(key))
+    };
     if annotated(SIDECAR_STATUS) {
-        return Some(format!("it carries a sidecar proxy (annotation {SIDECAR_STATUS})"));
+        return Some(format!(
+            "it carries a sidecar proxy (annotation {SIDECAR_STATUS})"
+        ));
     }
     let containers = spec.map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
     let sidecar = containers.and_then(|mut c| c.find(|c| SIDECARS.contains(&c.name.as_str())));
@@ -148,7 +169,10 @@ fn obstacle(document: &core::Pod) -> Option<String> {
     }
     if let Some(class) = spec.and_then(|s| s.runtime_class_name.as_deref()) {
         let lower = class.to_ascii_lowercase();
-        if ["gvisor", "runsc", "kata", "firecracker"].iter().any(|sandbox| lower.contains(sandbox)) {
+        if ["gvisor", "runsc", "kata", "firecracker"]
+            .iter()
+            .any(|sandbox| lower.contains(sandbox))
+        {
             return Some(format!(
                 "runtimeClassName {class} keeps its sockets in a sandbox of its own, where they cannot be captured"
             ));
@@ -164,7 +188,9 @@ fn is_ready(status: Option<&core::PodStatus>) -> bool {
     match status.and_then(|s| s.conditions.as_ref()) {
         None => true,
         Some(conditions) if conditions.is_empty() => true,
-        Some(conditions) => conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"),
+        Some(conditions) => conditions
+            .iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True"),
     }
 }
 

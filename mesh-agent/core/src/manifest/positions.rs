@@ -84,7 +84,10 @@ impl Positions {
         for step in &path.0 {
             let next = match step {
                 Step::Key(key) => node.keys.get(key),
-                Step::Index(index) => node.elements.get(*index).or_else(|| node.keys.get(&index.to_string())),
+                Step::Index(index) => node
+                    .elements
+                    .get(*index)
+                    .or_else(|| node.keys.get(&index.to_string())),
             };
             match next {
                 Some(next) => node = next,

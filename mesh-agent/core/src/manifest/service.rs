@@ -42,10 +42,17 @@ pub fn service(document: &core::Service, remarks: &mut Remarks) -> Result<Servic
     })
 }
 
-fn vips(spec: &core::ServiceSpec, external_name: bool, remarks: &mut Remarks) -> Result<Vec<IpAddr>, Invalid> {
+fn vips(
+    spec: &core::ServiceSpec,
+    external_name: bool,
+    remarks: &mut Remarks,
+) -> Result<Vec<IpAddr>, Invalid> {
     let listed = spec.cluster_ips.iter().flatten().enumerate();
     let listed = listed.map(|(i, text)| (text, Path::of("spec.clusterIPs").index(i)));
-    let single = spec.cluster_ip.iter().map(|text| (text, Path::of("spec.clusterIP")));
+    let single = spec
+        .cluster_ip
+        .iter()
+        .map(|text| (text, Path::of("spec.clusterIP")));
     let mut found = Vec::new();
     let mut headless = false;
     for (text, path) in listed.chain(single) {
@@ -118,16 +125,28 @@ fn families(spec: &core::ServiceSpec) -> Result<Option<Vec<IpFamily>>, Invalid> 
             format!("spec.ipFamilies[{i}] is {other:?}: expected IPv4 or IPv6"),
         )),
     };
-    written.iter().enumerate().map(read).collect::<Result<_, _>>().map(Some)
+    written
+        .iter()
+        .enumerate()
+        .map(read)
+        .collect::<Result<_, _>>()
+        .map(Some)
 }
 
 /// An EndpointSlice from the document.
 ///
 /// # Errors
 /// When a name, address, port or the address type cannot be what it says.
-pub fn endpoint_slice(document: &discovery::EndpointSlice, remarks: &mut Remarks) -> Result<EndpointSlice, Invalid> {
+pub fn endpoint_slice(
+    document: &discovery::EndpointSlice,
+    remarks: &mut Remarks,
+) -> Result<EndpointSlice, Invalid> {
     let meta = &document.metadata;
-    let service = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)).cloned();
+    let service = meta
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(SERVICE_NAME))
+        .cloned();
     if service.is_none() {
         remarks.add(
             Path::of("metadata.labels"),
@@ -171,7 +190,10 @@ fn endpoints(document: &discovery::EndpointSlice, family: IpFamily) -> Result<Ve
         // The API gives addresses beyond the first no meaning.
         let path = Path::of("endpoints").index(i).key("addresses").index(0);
         let Some(text) = entry.addresses.first() else {
-            return Err(Invalid::at(path, format!("endpoints[{i}] has no address: expected one")));
+            return Err(Invalid::at(
+                path,
+                format!("endpoints[{i}] has no address: expected one"),
+            ));
         };
         let address = check::address(text, path.clone())?;
         if IpFamily::of(address) != family {

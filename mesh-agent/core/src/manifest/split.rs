@@ -44,7 +44,11 @@ fn push<'a>(found: &mut Vec<Document<'a>>, text: &'a str, start: usize, end: usi
     let Some(part) = text.get(start..end) else { return };
     let mut lines = part.split_inclusive('\n');
     let content = |line: &str| {
-        let rest = if is_marker(line, "---") { line.get(3..).unwrap_or("") } else { line };
+        let rest = if is_marker(line, "---") {
+            line.get(3..).unwrap_or("")
+        } else {
+            line
+        };
         !is_silent(rest)
     };
     if lines.any(content) {
@@ -71,7 +75,10 @@ mod tests {
     use super::*;
 
     fn cut(text: &str) -> Vec<(&str, u64)> {
-        documents(text).into_iter().map(|d| (d.text, d.line_offset)).collect()
+        documents(text)
+            .into_iter()
+            .map(|d| (d.text, d.line_offset))
+            .collect()
     }
 
     #[test]
@@ -79,15 +86,27 @@ mod tests {
         let table: &[(&str, &[(&str, u64)])] = &[
             ("", &[]),
             ("a: 1", &[("a: 1", 0)]),
-            ("---\na: 1\n---\nb: 2\n", &[("---\na: 1\n", 0), ("---\nb: 2\n", 2)]),
+            (
+                "---\na: 1\n---\nb: 2\n",
+                &[("---\na: 1\n", 0), ("---\nb: 2\n", 2)],
+            ),
             ("a: 1\n---\n---\nb: 2", &[("a: 1\n", 0), ("---\nb: 2", 2)]),
             ("# only\n---\n# comments\n", &[]),
             ("a: 1\n...\nb: 2\n", &[("a: 1\n", 0), ("b: 2\n", 2)]),
-            ("a: |\n  x\n--- # next\nb: 2", &[("a: |\n  x\n", 0), ("--- # next\nb: 2", 2)]),
+            (
+                "a: |\n  x\n--- # next\nb: 2",
+                &[("a: |\n  x\n", 0), ("--- # next\nb: 2", 2)],
+            ),
             ("a: ----\n----: b\n", &[("a: ----\n----: b\n", 0)]),
             ("%YAML 1.2\n---\na: 1\n", &[("%YAML 1.2\n---\na: 1\n", 0)]),
-            ("a: 1\r\n---\r\nb: 2\r\n", &[("a: 1\r\n", 0), ("---\r\nb: 2\r\n", 1)]),
-            ("--- {a: 1}\n--- {b: 2}\n", &[("--- {a: 1}\n", 0), ("--- {b: 2}\n", 1)]),
+            (
+                "a: 1\r\n---\r\nb: 2\r\n",
+                &[("a: 1\r\n", 0), ("---\r\nb: 2\r\n", 1)],
+            ),
+            (
+                "--- {a: 1}\n--- {b: 2}\n",
+                &[("--- {a: 1}\n", 0), ("--- {b: 2}\n", 1)],
+            ),
         ];
         for (text, expected) in table {
             assert_eq!(cut(text), *expected, "{text:?}");
