@@ -117,3 +117,42 @@ pub struct Inbound<'a> {
     /// The address and port that the client asked for: the accepted socket's local address, or the CONNECT authority.
     pub address: SocketAddr,
 }
+
+use crate::model::WorkloadUid;
+use crate::snapshot::Snapshot;
+
+/// Temporary.
+pub fn outbound(snapshot: &Snapshot, source: &Workload, destination: SocketAddr, _random: u64) -> Result<Outbound, Refusal> {
+    let found = snapshot.workload_by_address(destination.ip()).cloned();
+    let transport = match &found {
+        Some(w) if w.uid == source.uid => Transport::Hairpin,
+        Some(w) if w.enrolment.is_enrolled() => Transport::Tunnel {
+            gateway: SocketAddr::new(destination.ip(), 15008),
+            expected: w.identity.clone(),
+        },
+        _ => Transport::Passthrough,
+    };
+    Ok(Outbound { service: None, destination: found, address: destination, transport })
+}
+
+/// Temporary.
+pub fn inbound(snapshot: &Snapshot, uid: &WorkloadUid, inbound: &Inbound<'_>) -> Result<Permit, Refusal> {
+    let Some(w) = snapshot.workload(uid) else {
+        return Err(Refusal { reason: Reason::UnknownWorkload, message: "unknown".into() });
+    };
+    if inbound.identity.is_none() {
+        return Err(Refusal { reason: Reason::PlaintextRefused, message: "plaintext".into() });
+    }
+    Ok(Permit { destination: w.clone(), address: inbound.address })
+}
+
+/// Temporary.
+pub fn hbone_authority(authority: &str, addresses: &[IpAddr]) -> Result<SocketAddr, Refusal> {
+    let wrong = |m: &str| Refusal { reason: Reason::WrongAuthority, message: m.into() };
+    let address: SocketAddr = authority.parse().map_err(|_| wrong("no address"))?;
+    if !addresses.contains(&address.ip()) { return Err(wrong("not this pod")); }
+    if matches!(address.port(), 15001 | 15006 | 15008) {
+        return Err(Refusal { reason: Reason::ForbiddenDestination, message: "agent port".into() });
+    }
+    Ok(address)
+}
