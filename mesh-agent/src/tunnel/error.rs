@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_core::model::SpiffeId;
 use thiserror::Error;
 
+use crate::identity::reason;
 use crate::telemetry::connections::{Connection, ResponseFlag};
 
 /// Why there is no connection to carry bytes over. Cloned to everybody who waited for the same dial.
@@ -137,6 +138,9 @@ impl TunnelError {
 }
 
 /// Whether a peer's failure is about who it is, rather than about TLS itself.
-fn is_identity(reason: &str) -> bool {
-    !matches!(reason, "tls" | "handshake" | "timeout" | "io" | "tls_handshake" | "closed")
+fn is_identity(word: &str) -> bool {
+    !matches!(
+        word,
+        reason::TLS | reason::IO | reason::HANDSHAKE_TIMEOUT | reason::INCOMPATIBLE | reason::ALPN
+    )
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,8 +22,21 @@ async fn soon<T>(work: impl Future<Output = T>) -> T {
 
 /// Two ends of a TCP connection on loopback: the application's, and ours.
 async fn tcp_pair() -> (TcpStream, AppStream) {
+    tcp_pair_with(TcpSocket::new_v4().unwrap()).await
+}
+
+/// As [`tcp_pair`], where the application reads through tiny buffers.
+async fn narrow_tcp_pair() -> (TcpStream, AppStream) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(2048).unwrap();
+    let (app, ours) = tcp_pair_with(socket).await;
+    SockRef::from(ours.tcp()).set_send_buffer_size(4096).unwrap();
+    (app, ours)
+}
+
+async fn tcp_pair_with(socket: TcpSocket) -> (TcpStream, AppStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let app = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let app = socket.connect(listener.local_addr().unwrap()).await.unwrap();
     let (ours, _) = listener.accept().await.unwrap();
     (app, AppStream::new(ours))
 }
@@ -333,15 +346,13 @@ async fn readers_that_stall_do_not_hold_up_their_siblings() {
 async fn a_hundred_thousand_tiny_unread_frames_cost_nobody_the_connection() {
     let mut tunnel = Tunnel::new().await;
     let mut stream = tunnel.open().await;
-    let (server, far_app) = tcp_pair().await;
-    SockRef::from(far_app.tcp()).set_send_buffer_size(4096).unwrap();
+    let (mut server, far_app) = narrow_tcp_pair().await;
     let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
     let far = tokio::spawn(async move {
         let send = respond.send_response(Response::new(()), false).unwrap();
         let opened = std::future::ready(Ok(request.into_body()));
         carry(far_app, Side::Server, send, opened, &Arc::default(), &ByteCounts::default()).await
     });
-    // The application's own buffers take several MiB, so the stream's window must follow them before frames pile up.
     for _ in 0..100_000 {
         stream.send.send_data(Bytes::from_static(b"."), false).unwrap();
         tokio::task::consume_budget().await;
@@ -350,7 +361,6 @@ async fn a_hundred_thousand_tiny_unread_frames_cost_nobody_the_connection() {
     sibling.client.write_all(b"!").await.unwrap();
     assert_eq!(soon(sibling.server.read_u8()).await.unwrap(), b'!');
     stream.send.send_data(Bytes::new(), true).unwrap();
-    let mut server = server;
     let mut got = Vec::new();
     server.shutdown().await.unwrap();
     soon(server.read_to_end(&mut got)).await.unwrap();
