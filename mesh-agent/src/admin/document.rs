@@ -118,6 +118,9 @@ pub struct WorkloadEntry {
     pub capture_reason: Option<String>,
     /// What plaintext it accepts where no port says otherwise: `STRICT` or `PERMISSIVE`.
     pub mtls: String,
+    /// The policy that says so; absent for the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls_policy: Option<String>,
 }
 
 /// Whether a workload is part of the mesh.
@@ -308,8 +311,13 @@ pub struct CertificateEntry {
     /// Seconds until the end of validity; negative when it has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_seconds: Option<i64>,
-    /// How often it has been renewed since the start.
-    pub renewals: u64,
+    /// When the next renewal, or the next attempt, is due.
+    pub next_rotation: String,
+    /// Serial number in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Who issues it.
+    pub issuer: String,
     /// Why the last attempt to get one failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -321,6 +329,8 @@ pub struct CertificateEntry {
 pub enum CertificateState {
     /// It can.
     Valid,
+    /// It can, and the last attempt to renew it failed.
+    RenewalFailing,
     /// There is none yet.
     Pending,
     /// It is past its end.
@@ -332,12 +342,29 @@ pub enum CertificateState {
 pub struct Bpf {
     /// Version of the ABI between the programs and the agent.
     pub abi_version: u32,
+    /// Where the pins are.
+    pub bpffs: String,
+    /// The cgroup2 mount.
+    pub cgroup2: String,
+    /// The agent's own cgroup, whose sockets are never captured.
+    pub agent_cgroup: String,
+    /// The node's programs. Each pod has one more, its `sk_lookup`.
+    pub programs: Vec<BpfProgram>,
     /// The pods whose sockets are steered.
     pub pods: Vec<BpfPod>,
     /// The maps.
     pub maps: Vec<BpfMap>,
     /// What the programs have counted.
     pub events: Vec<BpfEvent>,
+}
+
+/// A loaded program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BpfProgram {
+    /// Its name.
+    pub name: String,
+    /// The kernel's id, as in `bpftool prog`.
+    pub id: u32,
 }
 
 /// A pod in the kernel.
@@ -349,8 +376,23 @@ pub struct BpfPod {
     pub netns_cookie: u64,
     /// Its place in the listener map.
     pub slot: u32,
-    /// The addresses under which it is steered.
+    /// All addresses of its network namespace.
     pub addresses: Vec<IpAddr>,
+    /// What is attached for it.
+    pub links: Vec<BpfLink>,
+    /// Agent ports on which something in the pod listens: never reached from off the pod.
+    pub shadowed_ports: Vec<u16>,
+}
+
+/// A program attached for a pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BpfLink {
+    /// Where.
+    pub hook: String,
+    /// The kernel's id of the link, as in `bpftool link`.
+    pub id: u32,
+    /// The kernel's id of the program.
+    pub program: u32,
 }
 
 /// A BPF map.
@@ -416,35 +458,8 @@ pub enum Level {
     Fail,
 }
 
-/// `GET /config`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Config {
-    /// Version of the snapshot in force.
-    pub snapshot_version: u64,
-    /// Documents that are not in force.
-    pub rejections: Vec<ConfigNote>,
-    /// Documents that are in force, and of which something has no effect.
-    pub notices: Vec<ConfigNote>,
-}
-
-/// A note on a document.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ConfigNote {
-    /// The file.
-    pub file: String,
-    /// The line, from 1; 0 where not known.
-    pub line: u64,
-    /// The column, from 1; 0 where not known.
-    pub column: u64,
-    /// The object, such as `PeerAuthentication shop/default`, where it could be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub object: Option<String>,
-    /// What was expected.
-    pub message: String,
-    /// Whether an earlier version of the object stays in force.
-    #[serde(default)]
-    pub last_good_in_force: bool,
-}
+/// `GET /config`: where the configuration comes from, what is rejected and what else there is to say about it.
+pub type Config = crate::sources::SourceStatus;
 
 /// What the API answers when it cannot answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,9 +1,11 @@
 //! The documents of the admin API as tables for people, at most [`WIDTH`] columns wide. Pure.
 
 use comfy_table::{ContentArrangement, Table, presets};
+use mesh_core::manifest::Origin;
+use mesh_core::model::ObjectRef;
 
 use crate::admin::document::{
-    Bpf, CaptureState, CertificateState, Certificates, Checks, Config, ConfigNote, Connections, Direction,
+    Bpf, BpfLink, CaptureState, CertificateState, Certificates, Checks, Config, Connections, Direction,
     EnrolmentState, Level, PartyEntry, SecurityState, Status, WorkloadEntry, Workloads,
 };
 
@@ -235,6 +237,7 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
             short_identity(&c.identity).to_owned(),
             match c.state {
                 CertificateState::Valid => "valid".to_owned(),
+                CertificateState::RenewalFailing => "valid, NOT RENEWED".to_owned(),
                 CertificateState::Pending => "PENDING".to_owned(),
                 CertificateState::Expired => "EXPIRED".to_owned(),
             },
@@ -245,7 +248,6 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
                 Some(seconds) if seconds < 0 => format!("{} ago", duration(seconds.unsigned_abs())),
                 Some(seconds) => duration(seconds.unsigned_abs()),
             },
-            c.renewals.to_string(),
         ]);
         if let Some(error) = &c.error {
             errors += &format!("\n{}: {error}", c.identity);
@@ -256,18 +258,24 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
 
 /// `meshctl bpf`.
 pub(super) fn bpf(bpf: &Bpf) -> String {
-    let mut pods = table(&["POD", "SLOT", "NETNS COOKIE", "ADDRESSES"]);
+    let mut pods = table(&["POD", "SLOT", "NETNS COOKIE", "ADDRESSES", "LINKS"]);
+    let mut shadowed = String::new();
     for pod in &bpf.pods {
+        let link = |link: &BpfLink| format!("{}={}", link.hook, link.id);
         pods.add_row([
             pod.workload.clone(),
             pod.slot.to_string(),
             pod.netns_cookie.to_string(),
-            pod.addresses
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", "),
+            pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            pod.links.iter().map(link).collect::<Vec<_>>().join("\n"),
         ]);
+        for port in &pod.shadowed_ports {
+            shadowed += &format!("{} listens on {port}, which is the agent's: not reached from off the pod\n", pod.workload);
+        }
+    }
+    let mut programs = table(&["PROGRAM", "ID"]);
+    for program in &bpf.programs {
+        programs.add_row([program.name.clone(), program.id.to_string()]);
     }
     let mut maps = table(&["MAP", "ENTRIES", "CAPACITY", "FILL"]);
     for map in &bpf.maps {
@@ -286,12 +294,16 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
     for event in &bpf.events {
         events.add_row([event.event.clone(), event.count.to_string()]);
     }
-    let abi = bpf.abi_version;
     format!(
-        "BPF ABI version {abi}\n\n{}\n{}\n{}",
+        "ABI {}, pins in {}, cgroup2 at {}, agent in {}\n\n{}{shadowed}\n{}\n{}\n{}",
+        bpf.abi_version,
+        bpf.bpffs,
+        bpf.cgroup2,
+        bpf.agent_cgroup,
         text(&pods),
         text(&maps),
-        text(&events)
+        text(&events),
+        text(&programs),
     )
 }
 
@@ -331,40 +343,50 @@ pub(super) fn checks(checks: &Checks) -> String {
 
 /// `meshctl config`.
 pub(super) fn config(config: &Config) -> String {
-    let mut out = format!("Snapshot {} is in force.\n", config.snapshot_version);
-    let mut section = |title: &str, none: &str, notes: &[ConfigNote]| {
-        if notes.is_empty() {
-            out += &format!("{none}\n");
-            return;
-        }
-        out += &format!("\n{title}\n");
-        for note in notes {
-            out += &format!("{}\n", place(note));
-            if let Some(object) = &note.object {
-                let kept = if note.last_good_in_force {
-                    " (its last good version stays in force)"
-                } else {
-                    ""
-                };
-                out += &format!("  {object}{kept}\n");
+    let age = duration(config.age_seconds);
+    let mut out = format!("Snapshot {} has been in force for {age}.\n", config.version);
+    for source in &config.sources {
+        let state = if source.synced { "" } else { ", not read yet" };
+        out += &format!("{}: {} objects, {} files{state}\n", source.name, source.objects, source.files.len());
+        for file in &source.files {
+            if let Some(error) = &file.error {
+                out += &format!("  {} cannot be read: {error}\n", file.path);
             }
-            for line in note.message.lines() {
-                out += &format!("  {line}\n");
+            if file.held > 0 {
+                out += &format!("  {}: the last good version of {} objects stays in force\n", file.path, file.held);
             }
         }
-    };
-    section("Rejected:", "No document is rejected.", &config.rejections);
-    section("Notices:", "No notices.", &config.notices);
+    }
+    if config.rejections.is_empty() {
+        out += "\nNo document is rejected.\n";
+    } else {
+        out += "\nRejected:\n";
+    }
+    for rejection in &config.rejections {
+        out += &note(Some(&rejection.origin), rejection.object.as_ref(), &rejection.message);
+    }
+    if !config.notices.is_empty() {
+        out += "\nNotices:\n";
+    }
+    for notice in &config.notices {
+        out += &note(notice.origin.as_ref(), notice.object.as_ref(), &notice.message);
+    }
     out
 }
 
-/// `file:line:column`, as far as known.
-fn place(note: &ConfigNote) -> String {
-    match (note.line, note.column) {
-        (0, _) => note.file.clone(),
-        (line, 0) => format!("{}:{line}", note.file),
-        (line, column) => format!("{}:{line}:{column}", note.file),
+/// The place on a line of its own, so that editors and terminals make it a link; then what there is to say, indented.
+fn note(origin: Option<&Origin>, object: Option<&ObjectRef>, message: &str) -> String {
+    let mut out = String::new();
+    if let Some(origin) = origin {
+        out += &format!("{origin}\n");
     }
+    if let Some(object) = object {
+        out += &format!("  {object}\n");
+    }
+    for line in message.lines() {
+        out += &format!("  {line}\n");
+    }
+    out
 }
 
 /// Without the scheme, which every identity has.

@@ -46,7 +46,13 @@ impl View for Shown {
     }
 
     fn config(&self) -> Config {
-        Config::default()
+        Config {
+            version: 0,
+            age_seconds: 0,
+            sources: vec![],
+            rejections: vec![],
+            notices: vec![],
+        }
     }
 }
 

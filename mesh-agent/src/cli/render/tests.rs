@@ -1,5 +1,8 @@
+use mesh_core::manifest::Rejection;
+
 use super::*;
 use crate::admin::document::*;
+use crate::sources::{FileStatus, SourceState};
 
 fn narrow(text: &str) -> &str {
     for line in text.lines() {
@@ -50,6 +53,7 @@ fn workload_entry(name: &str) -> WorkloadEntry {
         capture: CaptureState::Captured,
         capture_reason: None,
         mtls: "PERMISSIVE".into(),
+        mtls_policy: None,
     }
 }
 
@@ -93,12 +97,22 @@ fn a_connection_without_known_parties_shows_addresses() {
     );
 }
 
+fn no_config() -> Config {
+    Config {
+        version: 0,
+        age_seconds: 0,
+        sources: vec![],
+        rejections: vec![],
+        notices: vec![],
+    }
+}
+
 #[test]
 fn empty_documents_say_so() {
     assert_eq!(connections(&Connections::default()), "No live connections.");
     assert_eq!(workloads(&Workloads::default()), "The agent knows no workloads.");
     assert!(certificates(&Certificates::default()).contains("No local identities"));
-    assert!(config(&Config::default()).contains("No document is rejected."));
+    assert!(config(&no_config()).contains("No document is rejected."));
 }
 
 #[test]
@@ -157,7 +171,9 @@ fn certificates_show_what_is_wrong_with_them() {
         not_before: Some("2027-01-15T08:00:00Z".into()),
         not_after: Some("2027-01-16T08:00:00Z".into()),
         expires_in_seconds,
-        renewals: 3,
+        next_rotation: "2027-01-15T20:00:00Z".into(),
+        serial: Some("0a1b".into()),
+        issuer: "embedded CA".into(),
         error: error.map(str::to_owned),
     };
     let text = certificates(&Certificates {
@@ -184,7 +200,25 @@ fn certificates_show_what_is_wrong_with_them() {
 fn bpf_shows_the_fill_of_maps() {
     let text = bpf(&Bpf {
         abi_version: 1,
-        pods: vec![],
+        bpffs: "/sys/fs/bpf/mesh-agent/n1".into(),
+        cgroup2: "/sys/fs/cgroup/unified".into(),
+        agent_cgroup: "/sys/fs/cgroup/unified/mesh-agent".into(),
+        programs: vec![BpfProgram {
+            name: "connect4".into(),
+            id: 77,
+        }],
+        pods: vec![BpfPod {
+            workload: "shop/order-5d4f8c7b9-x2x9z".into(),
+            netns_cookie: 4711,
+            slot: 0,
+            addresses: vec!["198.18.0.1".parse().unwrap()],
+            links: vec![BpfLink {
+                hook: "connect4".into(),
+                id: 5,
+                program: 77,
+            }],
+            shadowed_ports: vec![15001],
+        }],
         maps: vec![BpfMap {
             name: "HANDOFF".into(),
             entries: Some(512),
@@ -203,27 +237,35 @@ fn bpf_shows_the_fill_of_maps() {
 
 #[test]
 fn a_rejection_stands_with_file_line_and_column() {
-    let note = |line, column| ConfigNote {
-        file: "mesh.yaml".into(),
-        line,
-        column,
-        object: Some("PeerAuthentication shop/default".into()),
+    let rejection = |line, column| Rejection {
+        origin: Origin {
+            file: "mesh.yaml".into(),
+            line,
+            column,
+        },
+        object: Some(ObjectRef::new("PeerAuthentication", "shop", "default")),
         message: "spec.mtls.mode: expected STRICT, PERMISSIVE, DISABLE or UNSET".into(),
-        last_good_in_force: true,
     };
     let text = config(&Config {
-        snapshot_version: 3,
-        rejections: vec![note(7, 11), note(8, 0), note(0, 0)],
-        notices: vec![],
+        version: 3,
+        rejections: vec![rejection(7, 11), rejection(0, 0)],
+        sources: vec![SourceState {
+            name: "directory /etc/mesh".into(),
+            synced: true,
+            objects: 4,
+            files: vec![FileStatus {
+                path: "mesh.yaml".into(),
+                accepted: 3,
+                held: 1,
+                rejected: 1,
+                error: None,
+            }],
+        }],
+        ..no_config()
     });
-    assert!(text.contains(
-        "mesh.yaml:7:11\n  PeerAuthentication shop/default (its last good version stays in force)\n"
-    ));
-    assert!(
-        text.contains("\nmesh.yaml:8\n") && text.contains("\nmesh.yaml\n"),
-        "{text}"
-    );
-    assert!(text.contains("No notices."));
+    assert!(text.contains("mesh.yaml:7:11\n  PeerAuthentication shop/default\n  spec.mtls.mode: expected"), "{text}");
+    assert!(text.contains("\nmesh.yaml\n"), "{text}");
+    assert!(text.contains("the last good version of 1 objects stays in force"), "{text}");
 }
 
 #[test]
