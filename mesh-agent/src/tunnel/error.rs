@@ -7,13 +7,16 @@ use std::time::Duration;
 use mesh_core::model::SpiffeId;
 use thiserror::Error;
 
+use crate::identity::reason;
 use crate::telemetry::connections::{Connection, ResponseFlag};
 
 /// Why there is no connection to carry bytes over. Cloned to everybody who waited for the same dial.
 #[derive(Clone, Debug, Error)]
 pub enum TunnelError {
     /// No socket in the pod's namespace.
-    #[error("no socket in the pod's network namespace for {address}: {why} (is the pod gone, or are descriptors used up?)")]
+    #[error(
+        "no socket in the pod's network namespace for {address}: {why} (is the pod gone, or are descriptors used up?)"
+    )]
     Socket {
         /// What was to be dialled.
         address: SocketAddr,
@@ -88,7 +91,11 @@ impl TunnelError {
             (io::ErrorKind::AddrNotAvailable, _) => "the pod's local ports may be used up",
             _ => "see the pod's network and NetworkPolicy",
         };
-        TunnelError::Connect { address, why: error.to_string(), hint }
+        TunnelError::Connect {
+            address,
+            why: error.to_string(),
+            hint,
+        }
     }
 
     /// From a dial that took too long.
@@ -98,7 +105,12 @@ impl TunnelError {
         } else {
             "is a NetworkPolicy or a firewall dropping it?"
         };
-        TunnelError::Timeout { address, step, after, hint }
+        TunnelError::Timeout {
+            address,
+            step,
+            after,
+            hint,
+        }
     }
 
     /// What Istio's `response_flags` and ours call it.
@@ -137,6 +149,9 @@ impl TunnelError {
 }
 
 /// Whether a peer's failure is about who it is, rather than about TLS itself.
-fn is_identity(reason: &str) -> bool {
-    !matches!(reason, "tls" | "handshake" | "timeout" | "io" | "tls_handshake" | "closed")
+fn is_identity(word: &str) -> bool {
+    !matches!(
+        word,
+        reason::TLS | reason::IO | reason::HANDSHAKE_TIMEOUT | reason::INCOMPATIBLE | reason::ALPN
+    )
 }
