@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod document;
+pub mod host;
 mod limits;
 mod server;
 mod socket;

@@ -11,8 +11,9 @@ use thiserror::Error;
 
 use super::exit::{CTL_CODES, Exit};
 use super::render;
-use crate::admin::DEFAULT_SOCKET;
+use crate::admin::{DEFAULT_SOCKET, host};
 use crate::admin::client::{Client, ClientError, connections_target};
+use crate::capture::CaptureOptions;
 use crate::admin::document::{Check, Checks, ConnectionFilter, Level};
 
 /// Shows what the mesh agent of this node does.
@@ -180,7 +181,7 @@ impl Ask<'_> {
     async fn check(&self) -> Result<Exit, CtlError> {
         let checks: Checks = match self.bytes("/check").await {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
-            Err(error) if error.exit() == Exit::NoAgent => without_agent(&error, super::host::checks()),
+            Err(error) if error.exit() == Exit::NoAgent => without_agent(&error, host_checks().await),
             Err(error) => return Err(error),
         };
         print(&match self.cli.output {
@@ -193,6 +194,12 @@ impl Ask<'_> {
             Exit::Success
         })
     }
+}
+
+/// Loads programs into the kernel for a moment: off the async thread.
+async fn host_checks() -> Checks {
+    let options = CaptureOptions::new(&host::default_node_name(), 1);
+    tokio::task::spawn_blocking(move || host::checks(&options)).await.unwrap_or_default()
 }
 
 /// The host's checks with the one that says why the agent's are not there.
