@@ -1,5 +1,6 @@
 //! The command lines of `mesh-agent` and `meshctl`: flags, exit codes, tables. Decides nothing about traffic.
 
+pub mod agent;
 pub mod exit;
 pub mod meshctl;
 mod render;
