@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::project::Project;
+use crate::run;
 
 /// Fails if a dependency is banned, wrongly licensed or unused.
 pub(crate) fn check(project: &Project) -> Result<()> {
@@ -17,8 +18,20 @@ pub(crate) fn check(project: &Project) -> Result<()> {
     let rules = Rules::parse(&text).with_context(|| format!("{} is not what it must be", path.display()))?;
     let mut faults = BTreeSet::new();
     for target in &rules.targets {
-        let metadata = project.metadata(&["--locked", "--filter-platform", target])?;
-        faults.extend(rules.faults(&metadata)?);
+        // Not `cargo metadata`: it also lists what no feature switches on.
+        let mut tree = project.cargo();
+        tree.args([
+            "tree",
+            "--locked",
+            "--workspace",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}|{l}",
+            "--target",
+            target,
+        ]);
+        faults.extend(rules.faults(&run::output(&mut tree)?));
     }
     faults.extend(unused::find(&project.metadata(&["--no-deps"])?)?);
     if !faults.is_empty() {
@@ -67,36 +80,29 @@ impl Rules {
         })
     }
 
-    /// What is wrong with the packages that are built for one target.
-    fn faults(&self, metadata: &Value) -> Result<Vec<String>> {
-        let built: BTreeSet<&str> = array(&metadata["resolve"]["nodes"])?
-            .iter()
-            .filter_map(|node| node["id"].as_str())
-            .collect();
+    /// What is wrong with the packages of a `cargo tree`, whose lines are `NAME VERSION …|LICENCE`.
+    fn faults(&self, tree: &str) -> Vec<String> {
         let mut faults = Vec::new();
-        for package in array(&metadata["packages"])? {
-            let (Some(id), Some(name)) = (package["id"].as_str(), package["name"].as_str()) else {
+        for line in tree.lines() {
+            let Some((package, licence)) = line.split_once('|') else {
                 continue;
             };
-            if !built.contains(id) {
-                continue;
-            }
+            let name = package.split(' ').next().unwrap_or_default();
+            let licence = licence.trim_end_matches("(*)").trim();
             if let Some((_, reason)) = self.banned.iter().find(|(banned, _)| banned == name) {
                 faults.push(format!(
                     "{name} is banned ({reason}): `cargo tree -i {name}` shows who brings it"
                 ));
             }
-            match package["license"].as_str() {
-                None => faults.push(format!("{name} names no licence")),
-                Some(licence) if !licence::allowed(licence, &self.allowed) => {
-                    faults.push(format!(
-                        "{name} is licensed as {licence}, which deny.toml does not allow"
-                    ));
-                }
-                Some(_) => {}
+            if licence.is_empty() {
+                faults.push(format!("{name} names no licence"));
+            } else if !licence::allowed(licence, &self.allowed) {
+                faults.push(format!(
+                    "{name} is licensed as {licence}, which deny.toml does not allow"
+                ));
             }
         }
-        Ok(faults)
+        faults
     }
 }
 
@@ -108,8 +114,6 @@ fn array(value: &Value) -> Result<&Vec<Value>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::Rules;
 
     const RULES: &str = r#"
@@ -121,18 +125,11 @@ mod tests {
         deny = [{ crate = "ring", reason = "one cryptography library" }]
     "#;
 
-    fn metadata(name: &str, licence: &str) -> serde_json::Value {
-        json!({
-            "packages": [{ "id": "a", "name": name, "license": licence }, { "id": "b", "name": "ring", "license": "GPL-3.0" }],
-            "resolve": { "nodes": [{ "id": "a" }] },
-        })
-    }
-
     #[test]
-    fn what_is_only_in_the_lock_file_is_no_fault() {
+    fn an_allowed_licence_is_no_fault() {
         let rules = Rules::parse(RULES).unwrap();
         assert_eq!(
-            rules.faults(&metadata("good", "MIT")).unwrap(),
+            rules.faults("good v1.0.0|MIT\nbetter v2.0.0 (/there)|MIT (*)\n\n"),
             Vec::<String>::new()
         );
     }
@@ -140,13 +137,14 @@ mod tests {
     #[test]
     fn a_banned_crate_and_a_licence_that_is_not_allowed_are_faults() {
         let rules = Rules::parse(RULES).unwrap();
-        let faults = rules.faults(&metadata("ring", "GPL-3.0")).unwrap();
-        assert_eq!(faults.len(), 2);
+        let faults = rules.faults("ring v0.17.8|GPL-3.0\nbare v1.0.0|\n");
+        assert_eq!(faults.len(), 3);
         assert!(
             faults[0].contains("banned (one cryptography library)"),
             "{faults:?}"
         );
         assert!(faults[1].contains("licensed as GPL-3.0"), "{faults:?}");
+        assert_eq!(faults[2], "bare names no licence");
     }
 
     #[test]
