@@ -35,7 +35,6 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     setup::ensure(project, &[Part::Bpf, Part::Programs])?;
     build::everything(project, false)?;
     let mut demo = Command::new(project.binary("mesh-demo", false));
-    demo.env("MESH_BIN_DIR", project.target().join("debug"));
     demo.arg("--documents").arg(project.root().join("deploy/demo"));
     for (given, flag) in [
         (args.headless, "--headless"),

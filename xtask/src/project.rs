@@ -63,7 +63,7 @@ impl Project {
 
     /// The Python that has what the independent HBONE peer of the tests needs.
     pub(crate) fn python(&self) -> PathBuf {
-        self.target.join("venv/bin/python")
+        self.target.join("peer-venv/bin/python")
     }
 
     /// The workspace of the BPF programs.

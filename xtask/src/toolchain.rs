@@ -72,7 +72,7 @@ impl Toolchain {
         }
         command
             .current_dir(directory)
-            .args(["--release", "--target", TARGET]);
+            .args(["--release", "--locked", "--target", TARGET]);
         command
             .arg("--config")
             .arg(format!("target.{TARGET}.linker=\"{}\"", self.linker.display()));

@@ -18,7 +18,7 @@ pub(super) fn look(project: &Project) -> Result<String, Missing> {
     if python.is_file() && run::output(Command::new(&python).args(["-c", &imports])).is_ok() {
         return Ok(format!("{} with {}", python.display(), PACKAGES.join(", ")));
     }
-    let venv = project.target().join("venv");
+    let venv = project.target().join("peer-venv");
     Err(Missing {
         what: format!("a Python environment with {}", PACKAGES.join(", ")),
         commands: vec![
@@ -33,7 +33,7 @@ pub(super) fn install(project: &Project) -> Result<()> {
     if run::output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_err() {
         apt::install(&["python3", "python3-venv"])?;
     }
-    let venv = project.target().join("venv");
+    let venv = project.target().join("peer-venv");
     run::quietly(
         "python3 -m venv",
         Command::new("python3").args(["-m", "venv", "--clear"]).arg(venv),
