@@ -19,16 +19,24 @@ pub(crate) fn kept() -> Result<Option<String>> {
 pub(crate) fn open_kept(prefix: &str, pod: &str) -> Result<()> {
     let mount = cgroup2_mount()?;
     let home = ["node-a", "node-b"].map(|node| mount.join(prefix).join(node).join(pod));
-    let cgroup = home.iter().find(|path| path.is_dir()).with_context(|| format!("{prefix} has no pod {pod}"))?;
+    let cgroup = home
+        .iter()
+        .find(|path| path.is_dir())
+        .with_context(|| format!("{prefix} has no pod {pod}"))?;
     let mut shell = enter(cgroup, &netns(prefix, pod), pod);
     Err(shell.exec()).context("cannot run a shell")
 }
 
 /// Runs a shell in a pod, until the person ends it.
 pub(crate) fn open(stage: &Stage, pod: &str) -> Result<()> {
-    println!("\nA shell in {pod}; `exit` ends it and removes the demo. Try:\n   {}", hint(pod));
+    println!(
+        "\nA shell in {pod}; `exit` ends it and removes the demo. Try:\n   {}",
+        hint(pod)
+    );
     let prefix = stage.world.prefix();
-    let status = enter(stage.pod(pod)?.cgroup().path(), &netns(prefix, pod), pod).status().context("cannot run a shell")?;
+    let status = enter(stage.pod(pod)?.cgroup().path(), &netns(prefix, pod), pod)
+        .status()
+        .context("cannot run a shell")?;
     if status.code().is_none() {
         bail!("the shell ended with {status}");
     }
@@ -38,7 +46,10 @@ pub(crate) fn open(stage: &Stage, pod: &str) -> Result<()> {
 /// Leaves everything up: says how to look around and how to remove it, and ends this process without removing anything.
 pub(crate) fn leave_up(show: &Show, stage: Stage) -> Result<()> {
     stage.world.keep()?;
-    println!("\nall of it held, in {}; it stays up. To look around:", show.elapsed());
+    println!(
+        "\nall of it held, in {}; it stays up. To look around:",
+        show.elapsed()
+    );
     for pod in PODS {
         show.command("host", &format!("cargo xtask demo --shell {pod}"));
         show.command(&format!("  {pod}"), &hint(pod));
@@ -47,7 +58,14 @@ pub(crate) fn leave_up(show: &Show, stage: Stage) -> Result<()> {
         let socket = agent.admin_socket().display();
         show.command("host", &format!("MESH_ADMIN_SOCKET={socket} meshctl connections"));
     }
-    show.command("host", &format!("ls {0} {1}", stage.config_dir().display(), stage.world.log_dir().display()));
+    show.command(
+        "host",
+        &format!(
+            "ls {0} {1}",
+            stage.config_dir().display(),
+            stage.world.log_dir().display()
+        ),
+    );
     println!("To remove it:");
     show.command("host", "cargo xtask demo --clean");
     // The agents and programs must outlive this process.
@@ -71,7 +89,10 @@ fn netns(prefix: &str, pod: &str) -> PathBuf {
 fn enter(cgroup: &Path, netns: &Path, pod: &str) -> Command {
     let mut shell = Command::new("sh");
     shell
-        .args(["-c", "echo $$ > \"$1/cgroup.procs\" && exec nsenter --net=\"$2\" \"${SHELL:-/bin/sh}\""])
+        .args([
+            "-c",
+            "echo $$ > \"$1/cgroup.procs\" && exec nsenter --net=\"$2\" \"${SHELL:-/bin/sh}\"",
+        ])
         .arg("sh")
         .args([cgroup, netns])
         .env("PS1", format!("{pod}$ "));

@@ -19,7 +19,11 @@ impl Show {
     /// Colours, if standard output is a terminal and nobody minds them.
     pub(crate) fn new(plain: bool) -> Self {
         let colours = !plain && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { colours, start: Instant::now(), steps: 0 }
+        Self {
+            colours,
+            start: Instant::now(),
+            steps: 0,
+        }
     }
 
     /// Begins a step.
@@ -58,7 +62,11 @@ impl Show {
             return Ok(());
         }
         println!("   {} NOT SO: {claim}", self.paint("31", "✗"));
-        bail!("step {} did not show that {claim}: {}", self.steps, evidence.trim())
+        bail!(
+            "step {} did not show that {claim}: {}",
+            self.steps,
+            evidence.trim()
+        )
     }
 
     /// How long the demo has run, in words.
@@ -67,7 +75,11 @@ impl Show {
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
-        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colours {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
@@ -80,7 +92,12 @@ mod tests {
         let mut show = Show::new(true);
         show.step("first");
         assert!(show.verdict(true, "all is well", "").is_ok());
-        let error = show.verdict(false, "all is well", "curl: (7) refused\n").unwrap_err();
-        assert_eq!(error.to_string(), "step 1 did not show that all is well: curl: (7) refused");
+        let error = show
+            .verdict(false, "all is well", "curl: (7) refused\n")
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "step 1 did not show that all is well: curl: (7) refused"
+        );
     }
 }

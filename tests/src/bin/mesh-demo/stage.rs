@@ -40,10 +40,14 @@ pub(crate) struct Stage {
 impl Stage {
     /// Builds the nodes and pods, and starts payment. Agents come later.
     pub(crate) fn build(show: &Show, documents: &Path) -> Result<Self> {
-        let documents =
-            documents.canonicalize().with_context(|| format!("no documents at {}", documents.display()))?;
+        let documents = documents
+            .canonicalize()
+            .with_context(|| format!("no documents at {}", documents.display()))?;
         let world = World::new(NAME)?;
-        show.say(&format!("Building two nodes and three pods out of namespaces and cgroups ({}-*) …", world.prefix()));
+        show.say(&format!(
+            "Building two nodes and three pods out of namespaces and cgroups ({}-*) …",
+            world.prefix()
+        ));
         let nodes = vec![world.node("node-a")?, world.node("node-b")?];
         signals::check()?;
         let pods = vec![
@@ -56,7 +60,15 @@ impl Stage {
         let mut command = pods[1].command("python3")?;
         command.arg("-B").arg(documents.join("payment.py"));
         let payment = Proc::start("payment", &mut command, &world.log_dir())?;
-        let mut stage = Self { agents: Vec::new(), payment, pods, nodes, manifests, documents, world };
+        let mut stage = Self {
+            agents: Vec::new(),
+            payment,
+            pods,
+            nodes,
+            manifests,
+            documents,
+            world,
+        };
         for file in ["namespaces", "pods", "services"] {
             stage.apply(&format!("mesh/{file}"), file)?;
         }
@@ -68,7 +80,8 @@ impl Stage {
     /// Starts both agents, and waits until they are ready.
     pub(crate) fn start_agents(&mut self) -> Result<()> {
         for node in &self.nodes {
-            self.agents.push(Agent::builder(&self.world, node, &self.manifests).spawn()?);
+            self.agents
+                .push(Agent::builder(&self.world, node, &self.manifests).spawn()?);
         }
         for agent in &mut self.agents {
             agent.wait_ready()?;
@@ -79,8 +92,10 @@ impl Stage {
     /// Puts `FROM.yaml` of the documents into the agents' directory as `TO.yaml`, with this demo's names in it.
     pub(crate) fn apply(&self, from: &str, to: &str) -> Result<()> {
         let path = self.documents.join(format!("{from}.yaml"));
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        self.manifests.write(to, &localise(&text, &cgroup2_mount()?, self.world.prefix()))
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        self.manifests
+            .write(to, &localise(&text, &cgroup2_mount()?, self.world.prefix()))
     }
 
     /// The directory that the agents read.
@@ -90,7 +105,10 @@ impl Stage {
 
     /// A pod, by name.
     pub(crate) fn pod(&self, name: &str) -> Result<&Pod> {
-        self.pods.iter().find(|pod| pod.name() == name).with_context(|| format!("there is no pod {name}"))
+        self.pods
+            .iter()
+            .find(|pod| pod.name() == name)
+            .with_context(|| format!("there is no pod {name}"))
     }
 
     /// Captures what goes between the nodes.
@@ -133,7 +151,10 @@ impl Stage {
     /// Prints the ends of the agents' logs.
     pub(crate) fn show_logs(&self, show: &Show) {
         for agent in &self.agents {
-            show.say(&format!("the end of the log of an agent ({}):", agent.admin_socket().display()));
+            show.say(&format!(
+                "the end of the log of an agent ({}):",
+                agent.admin_socket().display()
+            ));
             let log = agent.log();
             let lines: Vec<&str> = log.lines().collect();
             show.output(&lines[lines.len().saturating_sub(20)..].join("\n"));
@@ -160,7 +181,10 @@ impl Stage {
 /// The documents name the cgroup2 mount and the demo's names as they usually are; this puts the actual ones in their place.
 fn localise(text: &str, cgroup2: &Path, prefix: &str) -> String {
     text.replace(&format!("/run/netns/{NAME}-"), &format!("/run/netns/{prefix}-"))
-        .replace(&format!("/sys/fs/cgroup/{NAME}/"), &format!("{}/{prefix}/", cgroup2.display()))
+        .replace(
+            &format!("/sys/fs/cgroup/{NAME}/"),
+            &format!("{}/{prefix}/", cgroup2.display()),
+        )
 }
 
 /// What a stage leaves if it is not removed well.
@@ -179,21 +203,37 @@ impl Traces {
             std::thread::sleep(Duration::from_millis(50));
             left = self.left();
         }
-        show.verdict(left.is_empty(), "no namespace, cgroup, mount, file or process is left", &left.join(", "))
+        show.verdict(
+            left.is_empty(),
+            "no namespace, cgroup, mount, file or process is left",
+            &left.join(", "),
+        )
     }
 
     fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&format!("{}-", self.prefix)) {
+            if entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(&format!("{}-", self.prefix))
+            {
                 left.push(format!("namespace {}", entry.file_name().to_string_lossy()));
             }
         }
         left.extend(
-            [&self.directory, &self.cgroup].into_iter().filter(|path| path.exists()).map(|path| path.display().to_string()),
+            [&self.directory, &self.cgroup]
+                .into_iter()
+                .filter(|path| path.exists())
+                .map(|path| path.display().to_string()),
         );
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        left.extend(mounts.lines().filter(|line| line.contains(&self.prefix)).map(|line| format!("mount {line}")));
+        left.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&self.prefix))
+                .map(|line| format!("mount {line}")),
+        );
         left.extend(processes_naming(&self.prefix));
         left
     }

@@ -50,7 +50,11 @@ fn nodes(show: &mut Show, stage: &Stage) -> Result<()> {
     show.output(&names.join("  "));
     let url = format!("http://{}:{PORT}/", stage.pod("payment")?.ip4());
     let answer = curl(show, stage, "order", &[&url])?;
-    show.verdict(answer.status.success(), "the network between the pods works, still without a mesh", &said(&answer))
+    show.verdict(
+        answer.status.success(),
+        "the network between the pods works, still without a mesh",
+        &said(&answer),
+    )
 }
 
 fn agents(show: &mut Show, stage: &mut Stage) -> Result<()> {
@@ -58,26 +62,58 @@ fn agents(show: &mut Show, stage: &mut Stage) -> Result<()> {
     for node in ["node-a", "node-b"] {
         show.command(
             node,
-            &format!("mesh-agent run --node-name {node} --config-dir {} …", stage.config_dir().display()),
+            &format!(
+                "mesh-agent run --node-name {node} --config-dir {} …",
+                stage.config_dir().display()
+            ),
         );
     }
     let start = Instant::now();
     stage.start_agents()?;
-    show.verdict(true, &format!("both are ready after {:.1} s", start.elapsed().as_secs_f32()), "")?;
+    show.verdict(
+        true,
+        &format!("both are ready after {:.1} s", start.elapsed().as_secs_f32()),
+        "",
+    )?;
     let output = meshctl(show, stage, 0, &["workloads"])?;
-    let all = ["order", "payment", "visitor"].iter().all(|name| output.stdout.contains(name));
-    show.verdict(all, "node-a's agent knows the workloads of both nodes", &said(&output))
+    let all = ["order", "payment", "visitor"]
+        .iter()
+        .all(|name| output.stdout.contains(name));
+    show.verdict(
+        all,
+        "node-a's agent knows the workloads of both nodes",
+        &said(&output),
+    )
 }
 
 fn mutual_tls(show: &mut Show, stage: &Stage) -> Result<String> {
     show.step("order calls payment by its service's name");
     show.say("(The demo has no DNS: --resolve gives the name its cluster address, which no interface has.)");
     let resolve = format!("{SERVICE}:80:{CLUSTER_IP}");
-    let answer = curl(show, stage, "order", &["--resolve", &resolve, &format!("http://{SERVICE}/charge"), "-d", SECRET])?;
-    show.verdict(answer.stdout.contains("accepted"), "payment accepted it", &said(&answer))?;
+    let answer = curl(
+        show,
+        stage,
+        "order",
+        &[
+            "--resolve",
+            &resolve,
+            &format!("http://{SERVICE}/charge"),
+            "-d",
+            SECRET,
+        ],
+    )?;
+    show.verdict(
+        answer.stdout.contains("accepted"),
+        "payment accepted it",
+        &said(&answer),
+    )?;
     let url = format!("http://[{}]:{PORT}/charge", stage.pod("payment")?.ip6());
     let sixth = curl(show, stage, "order", &[&url, "-d", SECRET])?;
-    show.verdict(sixth.stdout.contains("accepted"), "and so it does over IPv6, by the pod's address", &said(&sixth))?;
+    show.verdict(
+        sixth.stdout.contains("accepted"),
+        "and so it does over IPv6, by the pod's address",
+        &said(&sixth),
+    )?;
     Ok(answer.stdout)
 }
 
@@ -91,15 +127,24 @@ fn real_address(show: &mut Show, stage: &Stage, answer: &str) -> Result<()> {
     let v4 = order.ip4().to_string();
     show.verdict(answer.contains(&v4), &format!("its answer named {v4}"), answer)?;
     let v6 = order.ip6().to_string();
-    let sees = lines.iter().any(|line| line.starts_with(&v4)) && lines.iter().any(|line| line.starts_with(&v6));
-    show.verdict(sees, &format!("its log names {v4} and {v6}: no proxy's address"), &log)
+    let sees =
+        lines.iter().any(|line| line.starts_with(&v4)) && lines.iter().any(|line| line.starts_with(&v6));
+    show.verdict(
+        sees,
+        &format!("its log names {v4} and {v6}: no proxy's address"),
+        &log,
+    )
 }
 
 fn permissive(show: &mut Show, stage: &Stage) -> Result<()> {
     show.step("visitor is not in the mesh: allowed while payment is PERMISSIVE");
     let answer = curl(show, stage, "visitor", &[&visit(stage)?, "-d", OPEN])?;
     let address = stage.pod("visitor")?.ip4().to_string();
-    show.verdict(answer.stdout.contains(&address), "payment accepted it, and saw visitor's real address", &said(&answer))
+    show.verdict(
+        answer.stdout.contains(&address),
+        "payment accepted it, and saw visitor's real address",
+        &said(&answer),
+    )
 }
 
 fn wire(show: &mut Show, stage: &Stage, capture: Capture) -> Result<()> {
@@ -127,7 +172,11 @@ fn wire(show: &mut Show, stage: &Stage, capture: Capture) -> Result<()> {
         (order.contains(&segment.from.ip()) && segment.to.port() != HBONE)
             || (order.contains(&segment.to.ip()) && segment.from.port() != HBONE)
     });
-    show.verdict(astray.is_none(), "no other TCP packet of order's is on the link", &format!("{astray:?}"))
+    show.verdict(
+        astray.is_none(),
+        "no other TCP packet of order's is on the link",
+        &format!("{astray:?}"),
+    )
 }
 
 /// How many segments between order and payment's tunnel port begin a TLS record (application data, or a handshake).
@@ -150,18 +199,30 @@ fn live_connection(show: &mut Show, stage: &Stage) -> Result<Proc> {
     let statement = stage.curl_in_background("order", &["--resolve", &resolve, &url])?;
     wait_for("the statement begins", Duration::from_secs(5), || {
         signals::check()?;
-        if statement.stdout().contains("line 0") { Ok(()) } else { bail!("curl says: {}", statement.stderr()) }
+        if statement.stdout().contains("line 0") {
+            Ok(())
+        } else {
+            bail!("curl says: {}", statement.stderr())
+        }
     })?;
     let identity = |name: &str| format!("spiffe://cluster.local/ns/shop/sa/{name}");
     let text = meshctl(show, stage, 1, &["connections"])?;
     let json = stage.agents[1].meshctl(&["connections"])?.to_string();
     let both = json.contains(&identity("order")) && json.contains(&identity("payment"));
-    show.verdict(both, "node-b's agent knows it, and both proven identities", &format!("{}{json}", said(&text)))?;
+    show.verdict(
+        both,
+        "node-b's agent knows it, and both proven identities",
+        &format!("{}{json}", said(&text)),
+    )?;
     for (node, name, other) in [(0, "order", "payment"), (1, "payment", "order")] {
         let text = meshctl(show, stage, node, &["certs"])?;
         let json = stage.agents[node].meshctl(&["certs"])?.to_string();
         let only = json.contains(&identity(name)) && !json.contains(&identity(other));
-        show.verdict(only, &format!("this node holds a certificate for {name}, and none for {other}"), &said(&text))?;
+        show.verdict(
+            only,
+            &format!("this node holds a certificate for {name}, and none for {other}"),
+            &said(&text),
+        )?;
     }
     Ok(statement)
 }
@@ -169,7 +230,10 @@ fn live_connection(show: &mut Show, stage: &Stage) -> Result<Proc> {
 fn strict(show: &mut Show, stage: &Stage, mut statement: Proc) -> Result<()> {
     show.step("STRICT, applied live");
     let target = stage.config_dir().join("payment-mtls.yaml");
-    show.command("host", &format!("cp deploy/demo/strict.yaml {}", target.display()));
+    show.command(
+        "host",
+        &format!("cp deploy/demo/strict.yaml {}", target.display()),
+    );
     stage.apply("strict", "payment-mtls")?;
     let written = Instant::now();
     let url = visit(stage)?;
@@ -185,12 +249,30 @@ fn strict(show: &mut Show, stage: &Stage, mut statement: Proc) -> Result<()> {
     show.output(&said(&refused));
     show.verdict(
         !refused.status.success() && after <= PROMPT,
-        &format!("visitor is refused, {:.2} s after the file was written", after.as_secs_f32()),
+        &format!(
+            "visitor is refused, {:.2} s after the file was written",
+            after.as_secs_f32()
+        ),
         &said(&refused),
     )?;
     let resolve = format!("{SERVICE}:80:{CLUSTER_IP}");
-    let answer = curl(show, stage, "order", &["--resolve", &resolve, &format!("http://{SERVICE}/charge"), "-d", SECRET])?;
-    show.verdict(answer.stdout.contains("accepted"), "order goes on", &said(&answer))?;
+    let answer = curl(
+        show,
+        stage,
+        "order",
+        &[
+            "--resolve",
+            &resolve,
+            &format!("http://{SERVICE}/charge"),
+            "-d",
+            SECRET,
+        ],
+    )?;
+    show.verdict(
+        answer.stdout.contains("accepted"),
+        "order goes on",
+        &said(&answer),
+    )?;
     let status = statement.wait(Duration::from_secs(30))?;
     let whole = statement.stdout().lines().count() == LINES;
     show.verdict(
@@ -203,7 +285,10 @@ fn strict(show: &mut Show, stage: &Stage, mut statement: Proc) -> Result<()> {
 fn counters(show: &mut Show, stage: &Stage) -> Result<()> {
     show.step("The counters");
     let url = "http://127.0.0.1:15020/metrics";
-    show.command("node-b", &format!("curl -s {url} | grep istio_tcp_connections_opened_total"));
+    show.command(
+        "node-b",
+        &format!("curl -s {url} | grep istio_tcp_connections_opened_total"),
+    );
     let text = stage.on_node(1, "curl", &["-sS", url])?.success()?;
     let wanted = "istio_tcp_connections_opened_total";
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(wanted)).collect();
@@ -217,9 +302,19 @@ fn counters(show: &mut Show, stage: &Stage) -> Result<()> {
             ("source_principal", "spiffe://cluster.local/ns/shop/sa/order"),
         ],
     );
-    show.verdict(secure >= 4.0, &format!("node-b counted {secure} connections from order over mutual TLS"), &lines.join("\n"))?;
+    show.verdict(
+        secure >= 4.0,
+        &format!("node-b counted {secure} connections from order over mutual TLS"),
+        &lines.join("\n"),
+    )?;
     let opened = metrics.sum(wanted, &[("reporter", "destination")]);
-    let flagged = metrics.sum(wanted, &[("reporter", "destination"), ("connection_security_policy", "none")]);
+    let flagged = metrics.sum(
+        wanted,
+        &[
+            ("reporter", "destination"),
+            ("connection_security_policy", "none"),
+        ],
+    );
     show.verdict(
         flagged >= 1.0,
         &format!("and {flagged} of {opened} in plaintext: visitor's"),
@@ -236,16 +331,36 @@ fn stop(show: &mut Show, stage: &mut Stage) -> Result<()> {
     show.verdict(true, "both ended cleanly", "")?;
     let cgroup = stage.world.cgroup().path().to_string_lossy().into_owned();
     show.command("host", &format!("bpftool cgroup tree {cgroup}"));
-    let attached = stage.on_node(0, "bpftool", &["cgroup", "tree", &cgroup])?.success()?;
-    let programs: Vec<&str> = attached.lines().filter(|line| line.split_whitespace().next().is_some_and(is_number)).collect();
-    show.verdict(programs.is_empty(), "no BPF program of theirs is left on a pod's cgroup", &attached)?;
+    let attached = stage
+        .on_node(0, "bpftool", &["cgroup", "tree", &cgroup])?
+        .success()?;
+    let programs: Vec<&str> = attached
+        .lines()
+        .filter(|line| line.split_whitespace().next().is_some_and(is_number))
+        .collect();
+    show.verdict(
+        programs.is_empty(),
+        "no BPF program of theirs is left on a pod's cgroup",
+        &attached,
+    )?;
     let pins = std::fs::read_dir(stage.world.bpffs()).context("cannot list the bpffs")?;
-    let pins: Vec<String> = pins.filter_map(|entry| Some(entry.ok()?.path().display().to_string())).collect();
-    let pinned = pins.iter().filter(|path| has_files(path.as_ref())).cloned().collect::<Vec<_>>().join(", ");
+    let pins: Vec<String> = pins
+        .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
+        .collect();
+    let pinned = pins
+        .iter()
+        .filter(|path| has_files(path.as_ref()))
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
     show.verdict(pinned.is_empty(), "nothing is pinned", &pinned)?;
     let url = format!("http://{}:{PORT}/", stage.pod("payment")?.ip4());
     let answer = curl(show, stage, "order", &[&url])?;
-    show.verdict(answer.status.success(), "order still reaches payment, as it did before the mesh", &said(&answer))
+    show.verdict(
+        answer.status.success(),
+        "order still reaches payment, as it did before the mesh",
+        &said(&answer),
+    )
 }
 
 fn is_number(word: &str) -> bool {
@@ -257,7 +372,11 @@ fn has_files(path: &std::path::Path) -> bool {
     if !path.is_dir() {
         return true;
     }
-    std::fs::read_dir(path).into_iter().flatten().flatten().any(|entry| has_files(&entry.path()))
+    std::fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| has_files(&entry.path()))
 }
 
 /// Where visitor goes: the pod itself, in plaintext.
@@ -281,7 +400,12 @@ fn meshctl(show: &Show, stage: &Stage, node: usize, args: &[&str]) -> Result<Out
     let output = stage.agents[node].meshctl_text(args)?;
     show.output(&said(&output));
     if !output.status.success() {
-        bail!("meshctl {} ended with {}: {}", args.join(" "), output.status, said(&output));
+        bail!(
+            "meshctl {} ended with {}: {}",
+            args.join(" "),
+            output.status,
+            said(&output)
+        );
     }
     Ok(output)
 }
@@ -292,5 +416,9 @@ fn said(output: &Output) -> String {
 }
 
 fn quoted(word: &str) -> String {
-    if word.contains(['[', ' ', '?', '&']) { format!("'{word}'") } else { word.to_owned() }
+    if word.contains(['[', ' ', '?', '&']) {
+        format!("'{word}'")
+    } else {
+        word.to_owned()
+    }
 }
