@@ -12,15 +12,27 @@ use crate::tunnel::{AppStream, PodContext, TunnelError, delivery_source, dial, f
 ///
 /// # Errors
 /// When the permit is for another pod, the kernel cannot be told of the client, or the application does not answer.
-pub async fn deliver(context: &PodContext, permit: Permit, client: SocketAddr) -> Result<AppStream, TunnelError> {
+pub async fn deliver(
+    context: &PodContext,
+    permit: Permit,
+    client: SocketAddr,
+) -> Result<AppStream, TunnelError> {
     let address = permit.address();
     if permit.destination().uid != context.pod.uid {
-        let why = format!("the permit is for {}, this pod is {}", permit.destination().uid, context.pod.uid);
+        let why = format!(
+            "the permit is for {}, this pod is {}",
+            permit.destination().uid,
+            context.pod.uid
+        );
         return Err(TunnelError::Socket { address, why });
     }
     let tcp = dial(&context.pod, address, |socket| {
         from_source(socket, delivery_source(client, address.ip()))?;
-        context.path.flows.announce_delivery(socket.as_fd(), client).map_err(io::Error::other)
+        context
+            .path
+            .flows
+            .announce_delivery(socket.as_fd(), client)
+            .map_err(io::Error::other)
     })
     .await?;
     Ok(AppStream::new(tcp))

@@ -51,10 +51,17 @@ fn permit(context: &PodContext, client: SocketAddr, local: SocketAddr) -> Result
     if !context.pod.addresses.contains(&local.ip()) {
         return Err(Refusal {
             reason: Reason::ForbiddenDestination,
-            message: format!("{local} is not an address of pod {}: {client} is refused", context.pod.uid),
+            message: format!(
+                "{local} is not an address of pod {}: {client} is refused",
+                context.pod.uid
+            ),
         });
     }
-    let inbound = Inbound { client: client.ip(), identity: None, address: local };
+    let inbound = Inbound {
+        client: client.ip(),
+        identity: None,
+        address: local,
+    };
     plan::inbound(&context.path.snapshots.load(), &context.pod.uid, &inbound)
 }
 

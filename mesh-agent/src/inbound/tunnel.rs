@@ -15,7 +15,9 @@ use tokio::net::TcpStream;
 
 use super::deliver;
 use crate::identity;
-use crate::telemetry::connections::{Connection, ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security};
+use crate::telemetry::connections::{
+    Connection, ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security,
+};
 use crate::tunnel::copy::{self, CopyError, Side};
 use crate::tunnel::{
     AppStream, HANDSHAKE_TIMEOUT, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers,
@@ -38,7 +40,10 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
         return;
     }
     let outcome = shake(&context, tcp).await;
-    context.path.log.handshake(HandshakeRole::Server, outcome.as_ref().map(|_| ()).map_err(|(reason, _)| *reason));
+    context.path.log.handshake(
+        HandshakeRole::Server,
+        outcome.as_ref().map(|_| ()).map_err(|(reason, _)| *reason),
+    );
     let (io, identity) = match outcome {
         Ok(shaken) => shaken,
         Err((reason, message)) => {
@@ -46,11 +51,20 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
             return;
         }
     };
-    let peer = Arc::new(Peer { address: SocketAddr::new(peer.ip().to_canonical(), peer.port()), identity });
+    let peer = Arc::new(Peer {
+        address: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+        identity,
+    });
     let pressure = Arc::new(Pressure::default());
     let served = accept_http2(io, context.drain.clone(), |request, respond| {
-        let stream = Stream { context: Arc::clone(&context), peer: Arc::clone(&peer), pressure: Arc::clone(&pressure) };
-        context.tasks.spawn(context.stop.clone(), stream.serve(request, respond));
+        let stream = Stream {
+            context: Arc::clone(&context),
+            peer: Arc::clone(&peer),
+            pressure: Arc::clone(&pressure),
+        };
+        context
+            .tasks
+            .spawn(context.stop.clone(), stream.serve(request, respond));
     });
     if let Err(error) = served.await {
         tracing::debug!(peer = %peer.address, identity = %peer.identity, pod = %context.pod.uid, %error, "a tunnel ended");
@@ -60,18 +74,34 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
 type TlsStream = tokio_rustls::server::TlsStream<BufReader<TcpStream>>;
 
 /// The TLS handshake under the pod's own identity.
-async fn shake(context: &PodContext, tcp: TcpStream) -> Result<(TlsStream, SpiffeId), (&'static str, String)> {
-    let late = || ("timeout", format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()));
+async fn shake(
+    context: &PodContext,
+    tcp: TcpStream,
+) -> Result<(TlsStream, SpiffeId), (&'static str, String)> {
+    let late = || {
+        (
+            "timeout",
+            format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()),
+        )
+    };
     let work = async {
         // Closed only with the worker.
         let _turn = context.handshakes.acquire().await;
-        let tls = context.path.identities.tls(&context.pod.identity).ok_or_else(|| {
-            let error = TunnelError::NoCertificate(context.pod.identity.clone());
-            (error.reason(), error.to_string())
-        })?;
-        identity::accept(&tls, BufReader::with_capacity(READ_BUFFER, tcp)).await.map_err(|e| (e.reason, e.message))
+        let tls = context
+            .path
+            .identities
+            .tls(&context.pod.identity)
+            .ok_or_else(|| {
+                let error = TunnelError::NoCertificate(context.pod.identity.clone());
+                (error.reason(), error.to_string())
+            })?;
+        identity::accept(&tls, BufReader::with_capacity(READ_BUFFER, tcp))
+            .await
+            .map_err(|e| (e.reason, e.message))
     };
-    tokio::time::timeout(HANDSHAKE_TIMEOUT, work).await.map_err(|_| late())?
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, work)
+        .await
+        .map_err(|_| late())?
 }
 
 /// One stream of a tunnel.
@@ -93,7 +123,11 @@ impl Stream {
     async fn serve(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let client = headers::real_client(self.peer.address, request.headers().get(http::header::FORWARDED));
         let address = self.authority(&request);
-        let mut connection = self.context.path.log.open(self.info(client, address.as_ref().ok().copied()));
+        let mut connection = self
+            .context
+            .path
+            .log
+            .open(self.info(client, address.as_ref().ok().copied()));
         let _place = self.context.connections.try_acquire();
         let admitted = match (&_place, address) {
             (Ok(_), Ok(address)) => self.permit(address),
@@ -105,7 +139,10 @@ impl Stream {
             Err(rejected) => Err(rejected),
         };
         match outcome {
-            Ok(Some(app)) => self.carry(app, request.into_body(), respond, &mut connection).await,
+            Ok(Some(app)) => {
+                self.carry(app, request.into_body(), respond, &mut connection)
+                    .await
+            }
             Ok(None) => {}
             Err(rejected) => {
                 // Fails only when the stream is gone.
@@ -117,26 +154,50 @@ impl Stream {
 
     /// The address that the CONNECT asks for.
     fn authority<B>(&self, request: &Request<B>) -> Result<SocketAddr, Rejected> {
-        let bad = |reason, message| Rejected { status: StatusCode::BAD_REQUEST, flag: ResponseFlag::Deny, reason, message };
+        let bad = |reason, message| Rejected {
+            status: StatusCode::BAD_REQUEST,
+            flag: ResponseFlag::Deny,
+            reason,
+            message,
+        };
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
         if request.method() != Method::CONNECT || extended {
-            return Err(bad("not_connect", format!("{} asked for {}, not for CONNECT", self.peer.identity, request.method())));
+            return Err(bad(
+                "not_connect",
+                format!(
+                    "{} asked for {}, not for CONNECT",
+                    self.peer.identity,
+                    request.method()
+                ),
+            ));
         }
         let Some(authority) = request.uri().authority() else {
-            return Err(bad("wrong_authority", format!("{} sent a CONNECT without an authority", self.peer.identity)));
+            return Err(bad(
+                "wrong_authority",
+                format!("{} sent a CONNECT without an authority", self.peer.identity),
+            ));
         };
         plan::hbone_authority(authority.as_str(), &self.context.pod.addresses).map_err(|refusal| {
             let status = match refusal.reason {
                 Reason::ForbiddenDestination => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::BAD_REQUEST,
             };
-            Rejected { status, flag: ResponseFlag::Deny, reason: refusal.reason.as_str(), message: refusal.message }
+            Rejected {
+                status,
+                flag: ResponseFlag::Deny,
+                reason: refusal.reason.as_str(),
+                message: refusal.message,
+            }
         })
     }
 
     /// Asks the policy.
     fn permit(&self, address: SocketAddr) -> Result<Permit, Rejected> {
-        let inbound = Inbound { client: self.peer.address.ip(), identity: Some(&self.peer.identity), address };
+        let inbound = Inbound {
+            client: self.peer.address.ip(),
+            identity: Some(&self.peer.identity),
+            address,
+        };
         let snapshot = self.context.path.snapshots.load();
         plan::inbound(&snapshot, &self.context.pod.uid, &inbound).map_err(|refusal| {
             let status = match refusal.reason {
@@ -144,7 +205,12 @@ impl Stream {
                 Reason::WrongAuthority => StatusCode::BAD_REQUEST,
                 _ => StatusCode::UNAUTHORIZED,
             };
-            Rejected { status, flag: ResponseFlag::Deny, reason: refusal.reason.as_str(), message: refusal.message }
+            Rejected {
+                status,
+                flag: ResponseFlag::Deny,
+                reason: refusal.reason.as_str(),
+                message: refusal.message,
+            }
         })
     }
 
@@ -185,7 +251,15 @@ impl Stream {
         let outcome = match respond.send_response(answer(StatusCode::OK), false) {
             Ok(send) => {
                 let opened = std::future::ready(Ok(body));
-                copy::carry(app, Side::Server, send, opened, &self.pressure, connection.counts()).await
+                copy::carry(
+                    app,
+                    Side::Server,
+                    send,
+                    opened,
+                    &self.pressure,
+                    connection.counts(),
+                )
+                .await
             }
             Err(error) => Err(error.into()),
         };
@@ -198,7 +272,12 @@ impl Stream {
         let snapshot = self.context.path.snapshots.load();
         let pod = &self.context.pod;
         // Without an authority that means the pod, what was asked for is the tunnel itself.
-        let fallback = || SocketAddr::new(pod.addresses.first().copied().unwrap_or(client.ip()), mesh_common::HBONE_PORT);
+        let fallback = || {
+            SocketAddr::new(
+                pod.addresses.first().copied().unwrap_or(client.ip()),
+                mesh_common::HBONE_PORT,
+            )
+        };
         let address = address.unwrap_or_else(fallback);
         let source = snapshot.workload_by_address(client.ip());
         ConnectionInfo {
@@ -233,7 +312,9 @@ fn answer(status: StatusCode) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = status;
     if status != StatusCode::OK {
-        response.headers_mut().insert(http::header::SERVER, HeaderValue::from_static("mesh-agent"));
+        response
+            .headers_mut()
+            .insert(http::header::SERVER, HeaderValue::from_static("mesh-agent"));
     }
     response
 }

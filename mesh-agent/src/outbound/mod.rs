@@ -70,8 +70,9 @@ fn asked_for(
     let requested = match context.path.flows.take_destination(&context.pod, client, local) {
         Ok(Some(requested)) => SocketAddr::new(requested.ip().to_canonical(), requested.port()),
         Ok(None) => {
-            let message =
-                format!("{client} reached the outbound listener without being captured: refused (see `meshctl bpf`)");
+            let message = format!(
+                "{client} reached the outbound listener without being captured: refused (see `meshctl bpf`)"
+            );
             return Err(unknown(source, message));
         }
         Err(error) => return Err(unknown(source, error.to_string())),
@@ -82,7 +83,10 @@ fn asked_for(
             source: None,
             flag: ResponseFlag::Deny,
             reason: Reason::UnknownWorkload.as_str(),
-            message: format!("pod {} is not (or no longer) known: its connection to {requested} is refused", context.pod.uid),
+            message: format!(
+                "pod {} is not (or no longer) known: its connection to {requested} is refused",
+                context.pod.uid
+            ),
         }),
     }
 }
@@ -98,7 +102,11 @@ async fn carry_out(
     let snapshot = context.path.snapshots.load();
     let planned = plan::outbound(&snapshot, source, requested, rand::random()).and_then(reachable);
     drop(snapshot);
-    let mut connection = context.path.log.open(info(context, client, source, requested, planned.as_ref().ok()));
+    let mut connection =
+        context
+            .path
+            .log
+            .open(info(context, client, source, requested, planned.as_ref().ok()));
     let outcome = match planned {
         Ok(outbound) => forward(context, app, client, source, &outbound, &connection).await,
         Err(refusal) => Err(Failure::Refused(refusal)),
@@ -114,7 +122,10 @@ fn reachable(outbound: Outbound) -> Result<Outbound, Refusal> {
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
         return Err(Refusal {
             reason: Reason::ForbiddenDestination,
-            message: format!("{} is no address that a pod's connection is forwarded to", outbound.address),
+            message: format!(
+                "{} is no address that a pod's connection is forwarded to",
+                outbound.address
+            ),
         });
     }
     Ok(outbound)
@@ -133,7 +144,11 @@ fn info(
     });
     ConnectionInfo {
         reporter: Reporter::Source,
-        security: if expected.is_some() { Security::MutualTls } else { Security::None },
+        security: if expected.is_some() {
+            Security::MutualTls
+        } else {
+            Security::None
+        },
         source_address: client,
         source: Some(Arc::clone(source)),
         source_identity: Some(context.pod.identity.clone()),
@@ -155,7 +170,9 @@ enum Failure {
 impl Failure {
     fn mark(self, connection: &mut Connection) {
         match self {
-            Failure::Refused(refusal) => connection.fail(ResponseFlag::Deny, refusal.reason.as_str(), refusal.message),
+            Failure::Refused(refusal) => {
+                connection.fail(ResponseFlag::Deny, refusal.reason.as_str(), refusal.message)
+            }
             Failure::Tunnel(error) => error.mark(connection),
             Failure::Copy(error) => connection.fail(error.flag(), error.reason(), error.to_string()),
         }
@@ -198,7 +215,10 @@ async fn forward(
 }
 
 /// Runs `work` unless the application gives up first.
-async fn unless_aborted<T>(app: &AppStream, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+async fn unless_aborted<T>(
+    app: &AppStream,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     tokio::select! {
         biased;
         outcome = work => outcome,
@@ -213,16 +233,26 @@ fn tunnel_request(
     source: &Workload,
     outbound: &Outbound,
 ) -> Result<(PoolKey, Request<()>), Failure> {
-    let (Transport::Tunnel { gateway, expected }, Some(destination)) = (&outbound.transport, &outbound.destination) else {
+    let (Transport::Tunnel { gateway, expected }, Some(destination)) =
+        (&outbound.transport, &outbound.destination)
+    else {
         return Err(Failure::Refused(Refusal {
             reason: Reason::UnknownWorkload,
-            message: format!("no workload is known behind {}: no tunnel leads there", outbound.address),
+            message: format!(
+                "no workload is known behind {}: no tunnel leads there",
+                outbound.address
+            ),
         }));
     };
     let key = PoolKey {
         source: context.pod.uid.clone(),
         source_identity: context.pod.identity.clone(),
-        source_address: context.pod.addresses.iter().copied().find(|ip| ip.is_ipv4() == gateway.is_ipv4()),
+        source_address: context
+            .pod
+            .addresses
+            .iter()
+            .copied()
+            .find(|ip| ip.is_ipv4() == gateway.is_ipv4()),
         expected: expected.clone(),
         gateway: *gateway,
         destination: destination.uid.clone(),
@@ -261,5 +291,8 @@ async fn open(context: &Arc<PodContext>, key: &PoolKey, request: Request<()>) ->
             Err(error) => last = error.to_string(),
         }
     }
-    Err(Failure::Tunnel(TunnelError::Http2 { address: key.gateway, why: last }))
+    Err(Failure::Tunnel(TunnelError::Http2 {
+        address: key.gateway,
+        why: last,
+    }))
 }

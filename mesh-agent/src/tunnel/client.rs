@@ -14,8 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use super::copy::CopyError;
 use super::meter::{Room, StreamGuard};
 use super::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, Meter,
-    PodContext, PoolKey, Pressure, READ_BUFFER, SEND_BUFFER, STREAM_WINDOW, TunnelError, dial, from_source, keepalive,
+    CONNECTION_WINDOW, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST,
+    MAX_STREAMS, Meter, PodContext, PoolKey, Pressure, READ_BUFFER, SEND_BUFFER, STREAM_WINDOW, TunnelError,
+    dial, from_source, keepalive,
 };
 use crate::identity;
 use crate::telemetry::connections::HandshakeRole;
@@ -63,12 +64,18 @@ impl Connection {
         context.path.log.handshake(HandshakeRole::Client, counted);
         let (io, peer) = outcome
             .map_err(|_| late("the TLS handshake"))?
-            .map_err(|e| TunnelError::Peer { reason: e.reason, message: e.message })?;
+            .map_err(|e| TunnelError::Peer {
+                reason: e.reason,
+                message: e.message,
+            })?;
         let http2 = Self::over(io, peer);
         tokio::time::timeout(DIAL_TIMEOUT, http2)
             .await
             .map_err(|_| late("HTTP/2"))?
-            .map_err(|e| TunnelError::Http2 { address, why: e.to_string() })
+            .map_err(|e| TunnelError::Http2 {
+                address,
+                why: e.to_string(),
+            })
     }
 
     /// Speaks HTTP/2 over `io`, whose other end has proven to be `peer`.
@@ -94,12 +101,20 @@ impl Connection {
             .handshake(io)
             .await?;
         let driver = Box::pin(drive(connection, Arc::clone(&pressure)));
-        Ok((Self { requests, pressure, peer }, driver))
+        Ok((
+            Self {
+                requests,
+                pressure,
+                peer,
+            },
+            driver,
+        ))
     }
 
     /// What it can take.
     pub(super) fn room(&self) -> Room {
-        self.pressure.room(self.requests.current_max_send_streams().min(MAX_STREAMS as usize))
+        self.pressure
+            .room(self.requests.current_max_send_streams().min(MAX_STREAMS as usize))
     }
 
     /// Its load.
@@ -115,7 +130,10 @@ impl Connection {
     /// Takes a place for a stream; `None` when the connection has begun to close.
     pub(super) fn reserve(self: &Arc<Self>) -> Option<Slot> {
         let guard = self.pressure.enter();
-        (!self.pressure.is_closing()).then(|| Slot { connection: Arc::clone(self), guard })
+        (!self.pressure.is_closing()).then(|| Slot {
+            connection: Arc::clone(self),
+            guard,
+        })
     }
 }
 
@@ -167,7 +185,14 @@ pub struct OpenStream {
 
 impl OpenStream {
     /// Splits off the receiving half, which comes with status 200.
-    pub fn split(self) -> (SendStream<Bytes>, impl Future<Output = Result<RecvStream, CopyError>>, Arc<Pressure>, StreamGuard) {
+    pub fn split(
+        self,
+    ) -> (
+        SendStream<Bytes>,
+        impl Future<Output = Result<RecvStream, CopyError>>,
+        Arc<Pressure>,
+        StreamGuard,
+    ) {
         let response = self.response;
         let opened = async {
             let response = response.await?;

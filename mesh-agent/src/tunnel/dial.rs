@@ -20,8 +20,10 @@ pub async fn dial(
     address: SocketAddr,
     prepare: impl FnOnce(&Socket) -> io::Result<()>,
 ) -> Result<TcpStream, TunnelError> {
-    let socket = socket(pod, address, prepare)
-        .map_err(|e| TunnelError::Socket { address, why: e.to_string() })?;
+    let socket = socket(pod, address, prepare).map_err(|e| TunnelError::Socket {
+        address,
+        why: e.to_string(),
+    })?;
     match tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(TunnelError::connect(address, &error)),
@@ -75,7 +77,9 @@ mod tests {
         assert!(sources.len() > 1900, "{}", sources.len());
         for source in sources {
             assert!(source.is_loopback());
-            let IpAddr::V4(v4) = source else { panic!("{source}") };
+            let IpAddr::V4(v4) = source else {
+                panic!("{source}")
+            };
             assert!((1..=254).contains(&v4.octets()[1]));
         }
     }
@@ -83,6 +87,9 @@ mod tests {
     #[test]
     fn an_ipv6_delivery_comes_from_the_ipv6_loopback() {
         let client: SocketAddr = "[2001:db8::2]:40000".parse().unwrap();
-        assert_eq!(delivery_source(client, "2001:db8::1".parse().unwrap()), IpAddr::V6(Ipv6Addr::LOCALHOST));
+        assert_eq!(
+            delivery_source(client, "2001:db8::1".parse().unwrap()),
+            IpAddr::V6(Ipv6Addr::LOCALHOST)
+        );
     }
 }

@@ -13,7 +13,9 @@ use crate::telemetry::connections::{Connection, ResponseFlag};
 #[derive(Clone, Debug, Error)]
 pub enum TunnelError {
     /// No socket in the pod's namespace.
-    #[error("no socket in the pod's network namespace for {address}: {why} (is the pod gone, or are descriptors used up?)")]
+    #[error(
+        "no socket in the pod's network namespace for {address}: {why} (is the pod gone, or are descriptors used up?)"
+    )]
     Socket {
         /// What was to be dialled.
         address: SocketAddr,
@@ -88,7 +90,11 @@ impl TunnelError {
             (io::ErrorKind::AddrNotAvailable, _) => "the pod's local ports may be used up",
             _ => "see the pod's network and NetworkPolicy",
         };
-        TunnelError::Connect { address, why: error.to_string(), hint }
+        TunnelError::Connect {
+            address,
+            why: error.to_string(),
+            hint,
+        }
     }
 
     /// From a dial that took too long.
@@ -98,7 +104,12 @@ impl TunnelError {
         } else {
             "is a NetworkPolicy or a firewall dropping it?"
         };
-        TunnelError::Timeout { address, step, after, hint }
+        TunnelError::Timeout {
+            address,
+            step,
+            after,
+            hint,
+        }
     }
 
     /// What Istio's `response_flags` and ours call it.
@@ -138,5 +149,8 @@ impl TunnelError {
 
 /// Whether a peer's failure is about who it is, rather than about TLS itself.
 fn is_identity(reason: &str) -> bool {
-    !matches!(reason, "tls" | "handshake" | "timeout" | "io" | "tls_handshake" | "closed")
+    !matches!(
+        reason,
+        "tls" | "handshake" | "timeout" | "io" | "tls_handshake" | "closed"
+    )
 }

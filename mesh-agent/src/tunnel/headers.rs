@@ -50,7 +50,9 @@ pub fn forwarded_client(value: &[u8]) -> Option<SocketAddr> {
         let (name, value) = pair.split_once('=')?;
         name.trim().eq_ignore_ascii_case("for").then(|| value.trim())
     })?;
-    let node = node.strip_prefix('"').map_or(Some(node), |rest| rest.strip_suffix('"'))?;
+    let node = node
+        .strip_prefix('"')
+        .map_or(Some(node), |rest| rest.strip_suffix('"'))?;
     let address: SocketAddr = node.parse().ok()?;
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
@@ -107,7 +109,10 @@ mod tests {
     fn a_peer_cannot_make_an_application_see_another_address() {
         let peer: SocketAddr = "198.18.0.1:50000".parse().unwrap();
         let told = |text: &'static str| real_client(peer, Some(&HeaderValue::from_static(text)));
-        assert_eq!(told("for=\"198.18.0.1:47228\""), "198.18.0.1:47228".parse().unwrap());
+        assert_eq!(
+            told("for=\"198.18.0.1:47228\""),
+            "198.18.0.1:47228".parse().unwrap()
+        );
         assert_eq!(told("for=\"198.18.0.9:47228\""), peer);
         assert_eq!(told("for=\"198.18.0.1:0\""), peer);
         assert_eq!(real_client(peer, None), peer);

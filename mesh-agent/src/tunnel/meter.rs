@@ -73,7 +73,11 @@ impl Pressure {
         if self.is_closing() || self.blocked.load(Ordering::Relaxed) > 0 {
             Room::None
         } else if streams >= self.most_streams().min(allowed) {
-            if self.settled.load(Ordering::Relaxed) { Room::None } else { Room::Unsettled }
+            if self.settled.load(Ordering::Relaxed) {
+                Room::None
+            } else {
+                Room::Unsettled
+            }
         } else if streams > 0 && self.congested.load(Ordering::Relaxed) {
             Room::Congested
         } else {
@@ -144,7 +148,10 @@ impl Pressure {
     }
 
     fn credit(&self, bytes: i64) {
-        let available = self.available.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let available = self
+            .available
+            .fetch_add(bytes, Ordering::Relaxed)
+            .saturating_add(bytes);
         self.window.fetch_max(available, Ordering::Relaxed);
     }
 }
@@ -274,16 +281,26 @@ pub struct Meter<Io> {
 impl<Io> Meter<Io> {
     /// Reads along `io`.
     pub fn new(io: Io, pressure: Arc<Pressure>) -> Self {
-        Self { io, frames: FrameReader::default(), pressure }
+        Self {
+            io,
+            frames: FrameReader::default(),
+            pressure,
+        }
     }
 
     fn note(&self, wrote: &Poll<io::Result<usize>>) {
-        self.pressure.congested.store(wrote.is_pending(), Ordering::Relaxed);
+        self.pressure
+            .congested
+            .store(wrote.is_pending(), Ordering::Relaxed);
     }
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Meter<Io> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let this = &mut *self;
         let outcome = Pin::new(&mut this.io).poll_read(cx, buf);
@@ -331,7 +348,9 @@ mod tests {
 
     /// SETTINGS (stream window 4 MiB), WINDOW_UPDATE (connection, to 16 MiB), and a DATA frame with treacherous content.
     fn peer_preface() -> Vec<u8> {
-        let mut bytes = vec![0, 0, 12, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100, 0, 4, 0, 0x40, 0, 0];
+        let mut bytes = vec![
+            0, 0, 12, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100, 0, 4, 0, 0x40, 0, 0,
+        ];
         bytes.extend([0, 0, 4, 8, 0, 0, 0, 0, 0]);
         bytes.extend(((16 << 20) - 65_535_u32).to_be_bytes());
         bytes.extend([0, 0, 13, 0, 0, 0, 0, 0, 1]);

@@ -28,7 +28,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections_per_pod: 32_768, handshakes: 64 }
+        Self {
+            connections_per_pod: 32_768,
+            handshakes: 64,
+        }
     }
 }
 
@@ -61,7 +64,12 @@ impl Tasks {
     }
 
     /// As [`Tasks::spawn`], on another thread's runtime.
-    pub fn spawn_on(&self, runtime: &Handle, stop: CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn_on(
+        &self,
+        runtime: &Handle,
+        stop: CancellationToken,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.tracker.spawn_on(self.guarded(stop, work), runtime);
     }
 

@@ -63,7 +63,11 @@ impl Pool {
     ///
     /// # Errors
     /// See [`TunnelError`].
-    pub async fn slot(self: &Arc<Self>, context: &Arc<PodContext>, key: &PoolKey) -> Result<Slot, TunnelError> {
+    pub async fn slot(
+        self: &Arc<Self>,
+        context: &Arc<PodContext>,
+        key: &PoolKey,
+    ) -> Result<Slot, TunnelError> {
         loop {
             let mut dial = match self.look(context, key)? {
                 Look::Slot(slot) => return Ok(slot),
@@ -75,7 +79,10 @@ impl Pool {
                 }
                 Look::Dial(dial) => dial,
             };
-            let outcome = dial.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+            let outcome = dial
+                .wait_for(Option::is_some)
+                .await
+                .map(|outcome| outcome.clone());
             match outcome {
                 Ok(Some(Ok(()))) => {}
                 Ok(Some(Err(error))) => return Err(error),
@@ -108,7 +115,10 @@ impl Pool {
         }
         if entry.connections.len() >= MOST_CONNECTIONS {
             let connections = entry.connections.len();
-            return Err(TunnelError::PoolFull { address: key.gateway, connections });
+            return Err(TunnelError::PoolFull {
+                address: key.gateway,
+                connections,
+            });
         }
         let (told, dial) = watch::channel(None);
         entry.dial = Some(dial.clone());
@@ -207,7 +217,9 @@ impl Pool {
     pub fn load(&self) -> (usize, usize) {
         let entries = self.entries();
         let connections = entries.values().flat_map(|entry| &entry.connections);
-        connections.fold((0, 0), |(n, streams), c| (n + 1, streams + c.pressure().streams()))
+        connections.fold((0, 0), |(n, streams), c| {
+            (n + 1, streams + c.pressure().streams())
+        })
     }
 }
 

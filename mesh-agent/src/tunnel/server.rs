@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, keepalive,
+    CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER,
+    STREAM_WINDOW, keepalive,
 };
 
 /// How long a peer may take for its TLS handshake, and then for its HTTP/2 preface.

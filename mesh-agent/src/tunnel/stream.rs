@@ -31,7 +31,10 @@ impl AppStream {
     /// # Errors
     /// When the connection is gone already.
     pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
-        Ok((canonical(self.tcp.peer_addr()?), canonical(self.tcp.local_addr()?)))
+        Ok((
+            canonical(self.tcp.peer_addr()?),
+            canonical(self.tcp.local_addr()?),
+        ))
     }
 
     /// Closes the connection in order: both directions have ended.

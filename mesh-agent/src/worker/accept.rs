@@ -17,7 +17,11 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_se
 /// Accepts until the pod is retired or the worker drains.
 pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
     let role = listener.role;
-    let listener = match listener.socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener.socket)) {
+    let listener = match listener
+        .socket
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(listener.socket))
+    {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(pod = %context.pod.uid, ?role, %error, "a listener cannot be polled: its connections are refused");
@@ -49,8 +53,13 @@ pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
 /// Whether the failure is that of one connection, not of the listener.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, TimedOut, WouldBlock};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | TimedOut | WouldBlock)
-        || matches!(error.raw_os_error(), Some(libc::EPERM | libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH))
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted | TimedOut | WouldBlock
+    ) || matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH)
+    )
 }
 
 /// Gives a connection its task, within the pod's budget.

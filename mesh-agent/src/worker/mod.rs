@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Listener, Pod, PodServer};
-use crate::tunnel::{Pool, PodContext, Tasks};
+use crate::tunnel::{PodContext, Pool, Tasks};
 
 pub use crate::tunnel::{DataPath, Limits};
 
@@ -63,8 +63,14 @@ impl Workers {
     pub fn start(count: usize, path: DataPath) -> io::Result<Arc<Self>> {
         let path = Arc::new(path);
         let count = count.clamp(1, MAX_WORKERS as usize);
-        let workers = (0..count).map(|n| Worker::start(n, &path)).collect::<io::Result<_>>()?;
-        Ok(Arc::new(Self { workers, path, drain: CancellationToken::new() }))
+        let workers = (0..count)
+            .map(|n| Worker::start(n, &path))
+            .collect::<io::Result<_>>()?;
+        Ok(Arc::new(Self {
+            workers,
+            path,
+            drain: CancellationToken::new(),
+        }))
     }
 
     /// What each worker is doing.
@@ -92,10 +98,19 @@ impl Workers {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.workers.iter().for_each(|w| w.end.cancel());
-        let threads: Vec<_> = self.workers.iter().filter_map(|w| lock(&w.thread).take()).collect();
+        let threads: Vec<_> = self
+            .workers
+            .iter()
+            .filter_map(|w| lock(&w.thread).take())
+            .collect();
         // Joining blocks; it takes as long as dropping the connections.
         let joined = tokio::task::spawn_blocking(|| {
-            threads.into_iter().filter(|_| true).map(JoinHandle::join).filter(Result::is_err).count()
+            threads
+                .into_iter()
+                .filter(|_| true)
+                .map(JoinHandle::join)
+                .filter(Result::is_err)
+                .count()
         });
         if !matches!(joined.await, Ok(0)) {
             tracing::error!("a worker thread had panicked");
@@ -154,15 +169,17 @@ impl Worker {
             thread: Mutex::default(),
         };
         let (end, pool, path) = (worker.end.clone(), Arc::clone(&worker.pool), Arc::clone(path));
-        let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
-            runtime.block_on(async move {
-                tokio::select! {
-                    () = end.cancelled() => {}
-                    () = follow(&path, &pool) => {}
-                }
-            });
-            // Dropping the runtime drops every connection, which resets it.
-        })?;
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{n}"))
+            .spawn(move || {
+                runtime.block_on(async move {
+                    tokio::select! {
+                        () = end.cancelled() => {}
+                        () = follow(&path, &pool) => {}
+                    }
+                });
+                // Dropping the runtime drops every connection, which resets it.
+            })?;
         *lock(&worker.thread) = Some(thread);
         Ok(worker)
     }
@@ -189,7 +206,9 @@ impl Worker {
             stop: CancellationToken::new(),
             drain: drain.clone(),
             handshakes: Arc::clone(&self.handshakes),
-            connections: Arc::new(Semaphore::new(path.limits.connections_per_pod.min(Semaphore::MAX_PERMITS))),
+            connections: Arc::new(Semaphore::new(
+                path.limits.connections_per_pod.min(Semaphore::MAX_PERMITS),
+            )),
         });
         pods.insert(pod.uid.clone(), Arc::clone(&context));
         context

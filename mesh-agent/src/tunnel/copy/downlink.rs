@@ -138,7 +138,8 @@ impl Held {
                     *slice = IoSlice::new(chunk);
                     used += 1;
                 }
-                app.tcp.try_write_vectored(slices.get(..used).unwrap_or_default())?
+                app.tcp
+                    .try_write_vectored(slices.get(..used).unwrap_or_default())?
             }
         };
         self.advance(written);

@@ -64,8 +64,12 @@ impl CopyError {
     /// A short fixed word: the metric's label.
     pub fn reason(&self) -> &'static str {
         match self {
-            CopyError::AppReset { side: Side::Client, .. } => "client_reset",
-            CopyError::AppReset { side: Side::Server, .. } => "server_reset",
+            CopyError::AppReset {
+                side: Side::Client, ..
+            } => "client_reset",
+            CopyError::AppReset {
+                side: Side::Server, ..
+            } => "server_reset",
             CopyError::StreamReset(_) => "stream_reset",
             CopyError::TunnelBroken(_) => "tunnel_broken",
             CopyError::Refused { status: 400, .. } => "refused_400",
@@ -141,7 +145,10 @@ struct App<'a> {
 
 impl App<'_> {
     fn failed(&self, error: io::Error) -> CopyError {
-        CopyError::AppReset { side: self.side, error }
+        CopyError::AppReset {
+            side: self.side,
+            error,
+        }
     }
 
     /// Resolves when the application resets its connection, whatever else is going on, also when nobody reads or writes.
@@ -158,7 +165,9 @@ impl App<'_> {
 
     /// Tells the application that no more comes.
     fn end(&self) -> Result<(), CopyError> {
-        SockRef::from(self.tcp).shutdown(Shutdown::Write).map_err(|e| self.failed(e))
+        SockRef::from(self.tcp)
+            .shutdown(Shutdown::Write)
+            .map_err(|e| self.failed(e))
     }
 }
 
@@ -185,10 +194,9 @@ pub async fn carry(
     let end = App { tcp: app.tcp(), side };
     let outcome = {
         let both = async {
-            tokio::try_join!(
-                uplink::run(end, &mut send, pressure, counts),
-                async { downlink::run(end, opened.await?, counts).await },
-            )
+            tokio::try_join!(uplink::run(end, &mut send, pressure, counts), async {
+                downlink::run(end, opened.await?, counts).await
+            },)
         };
         tokio::select! {
             biased;
@@ -216,8 +224,14 @@ pub async fn carry(
 /// [`CopyError::AppReset`], of either side.
 pub async fn splice(client: AppStream, server: AppStream, counts: &ByteCounts) -> Result<(), CopyError> {
     let (from, to) = (
-        App { tcp: client.tcp(), side: Side::Client },
-        App { tcp: server.tcp(), side: Side::Server },
+        App {
+            tcp: client.tcp(),
+            side: Side::Client,
+        },
+        App {
+            tcp: server.tcp(),
+            side: Side::Server,
+        },
     );
     tokio::select! {
         biased;

@@ -17,7 +17,9 @@ use crate::tunnel::client::{Connection, OpenStream};
 const SOON: Duration = Duration::from_secs(20);
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, work).await.expect("nothing happened for 20 s")
+    tokio::time::timeout(SOON, work)
+        .await
+        .expect("nothing happened for 20 s")
 }
 
 /// Two ends of a TCP connection on loopback: the application's, and ours.
@@ -52,13 +54,21 @@ impl Tunnel {
         soon(async {
             let driver = tokio::spawn(driver);
             connection.pressure().settled().await;
-            Self { connection: Arc::new(connection), accepted, tasks: vec![server, driver] }
+            Self {
+                connection: Arc::new(connection),
+                accepted,
+                tasks: vec![server, driver],
+            }
         })
         .await
     }
 
     async fn open(&self) -> OpenStream {
-        let request = Request::builder().method("CONNECT").uri("198.18.0.1:80").body(()).unwrap();
+        let request = Request::builder()
+            .method("CONNECT")
+            .uri("198.18.0.1:80")
+            .body(())
+            .unwrap();
         self.connection.reserve().unwrap().open(request).await.unwrap()
     }
 
@@ -96,7 +106,14 @@ async fn way(tunnel: &mut Tunnel) -> Way {
         let opened = std::future::ready(Ok(request.into_body()));
         carry(far_app, Side::Server, send, opened, &Arc::default(), &counts).await
     });
-    Way { client, server, near, far, near_counts, far_counts }
+    Way {
+        client,
+        server,
+        near,
+        far,
+        near_counts,
+        far_counts,
+    }
 }
 
 /// Both applications of one connection through [`splice`].
@@ -112,7 +129,9 @@ fn reset(tcp: TcpStream) {
 }
 
 async fn assert_reset(app: &mut TcpStream) {
-    let error = soon(app.read_to_end(&mut Vec::new())).await.expect_err("ended in order instead of a reset");
+    let error = soon(app.read_to_end(&mut Vec::new()))
+        .await
+        .expect_err("ended in order instead of a reset");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
@@ -159,7 +178,10 @@ async fn sixteen_mib_each_way_arrive_byte_for_byte_and_are_counted() {
     soon(way.far).await.unwrap().unwrap();
     for counts in [way.near_counts, way.far_counts] {
         use std::sync::atomic::Ordering::Relaxed;
-        assert_eq!((counts.received.load(Relaxed), counts.sent.load(Relaxed)), (16 << 20, 16 << 20));
+        assert_eq!(
+            (counts.received.load(Relaxed), counts.sent.load(Relaxed)),
+            (16 << 20, 16 << 20)
+        );
     }
 }
 
@@ -190,12 +212,20 @@ async fn either_side_may_end_its_direction_and_still_hear_the_other() {
     let mut tunnel = Tunnel::new().await;
     for client_first in [true, false] {
         let way = way(&mut tunnel).await;
-        let (first, second) = if client_first { (way.client, way.server) } else { (way.server, way.client) };
+        let (first, second) = if client_first {
+            (way.client, way.server)
+        } else {
+            (way.server, way.client)
+        };
         half_close(first, second).await;
         soon(way.near).await.unwrap().unwrap();
         soon(way.far).await.unwrap().unwrap();
         let (client, server, outcome) = spliced().await;
-        let (first, second) = if client_first { (client, server) } else { (server, client) };
+        let (first, second) = if client_first {
+            (client, server)
+        } else {
+            (server, client)
+        };
         half_close(first, second).await;
         soon(outcome).await.unwrap().unwrap();
     }
@@ -207,16 +237,27 @@ async fn a_reset_of_either_side_is_a_reset_of_the_other() {
     let mut tunnel = Tunnel::new().await;
     for client_resets in [true, false] {
         let way = way(&mut tunnel).await;
-        let (gone, mut other) = if client_resets { (way.client, way.server) } else { (way.server, way.client) };
+        let (gone, mut other) = if client_resets {
+            (way.client, way.server)
+        } else {
+            (way.server, way.client)
+        };
         reset(gone);
         assert_reset(&mut other).await;
         let (near, far) = (soon(way.near).await.unwrap(), soon(way.far).await.unwrap());
         let (saw, heard) = if client_resets { (near, far) } else { (far, near) };
         assert!(matches!(saw, Err(CopyError::AppReset { .. })), "{saw:?}");
-        assert!(matches!(heard, Err(CopyError::StreamReset(h2::Reason::CANCEL))), "{heard:?}");
+        assert!(
+            matches!(heard, Err(CopyError::StreamReset(h2::Reason::CANCEL))),
+            "{heard:?}"
+        );
 
         let (client, server, outcome) = spliced().await;
-        let (gone, mut other) = if client_resets { (client, server) } else { (server, client) };
+        let (gone, mut other) = if client_resets {
+            (client, server)
+        } else {
+            (server, client)
+        };
         reset(gone);
         assert_reset(&mut other).await;
         soon(outcome).await.unwrap().unwrap_err();
@@ -244,7 +285,10 @@ async fn a_client_that_aborts_after_its_request_is_noticed_while_only_the_answer
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    assert!(matches!(error.await.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe));
+    assert!(matches!(
+        error.await.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    ));
 }
 
 #[tokio::test]
@@ -252,7 +296,10 @@ async fn a_client_that_aborts_while_nobody_takes_its_data_is_noticed() {
     let mut way = way(&mut Tunnel::new().await).await;
     let chunk = vec![7; 64 << 10];
     // Until nothing moves any more.
-    while tokio::time::timeout(Duration::from_millis(300), way.client.write_all(&chunk)).await.is_ok() {}
+    while tokio::time::timeout(Duration::from_millis(300), way.client.write_all(&chunk))
+        .await
+        .is_ok()
+    {}
     reset(way.client);
     soon(way.near).await.unwrap().unwrap_err();
     soon(way.far).await.unwrap().unwrap_err();
@@ -268,13 +315,21 @@ async fn a_broken_tunnel_resets_both_applications() {
     tunnel.break_off();
     assert_reset(&mut way.client).await;
     assert_reset(&mut way.server).await;
-    assert_eq!(soon(way.near).await.unwrap().unwrap_err().reason(), "tunnel_broken");
+    assert_eq!(
+        soon(way.near).await.unwrap().unwrap_err().reason(),
+        "tunnel_broken"
+    );
 }
 
 #[tokio::test]
 async fn a_refusing_status_resets_the_client_and_is_named() {
     let mut tunnel = Tunnel::new().await;
-    for (status, reason) in [(400, "refused_400"), (401, "refused_401"), (503, "refused_503"), (404, "refused")] {
+    for (status, reason) in [
+        (400, "refused_400"),
+        (401, "refused_401"),
+        (503, "refused_503"),
+        (404, "refused"),
+    ] {
         let (mut client, app) = tcp_pair().await;
         let stream = tunnel.open().await;
         let near = tokio::spawn(async move {
@@ -339,7 +394,15 @@ async fn a_hundred_thousand_tiny_unread_frames_cost_nobody_the_connection() {
     let far = tokio::spawn(async move {
         let send = respond.send_response(Response::new(()), false).unwrap();
         let opened = std::future::ready(Ok(request.into_body()));
-        carry(far_app, Side::Server, send, opened, &Arc::default(), &ByteCounts::default()).await
+        carry(
+            far_app,
+            Side::Server,
+            send,
+            opened,
+            &Arc::default(),
+            &ByteCounts::default(),
+        )
+        .await
     });
     // The application's own buffers take several MiB, so the stream's window must follow them before frames pile up.
     for _ in 0..100_000 {

@@ -143,7 +143,11 @@ impl Reader {
     }
 
     fn read(&mut self, app: App<'_>, room: usize) -> Result<Read, CopyError> {
-        let outcome = if self.bulk && room >= SCRATCH { read_own(app, room) } else { read_scratch(app, room) };
+        let outcome = if self.bulk && room >= SCRATCH {
+            read_own(app, room)
+        } else {
+            read_scratch(app, room)
+        };
         match outcome {
             Ok(data) if data.is_empty() => Ok(Read::End),
             Ok(data) => {

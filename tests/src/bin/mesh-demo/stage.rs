@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mesh_tests::harness::{
-    Agent, Capture, CommandExt2, Manifests, Node, Output, Pod, Proc, World, cgroup2_mount, run, wait_for,
+    Agent, Capture, JoinExt, Manifests, Node, Output, Pod, Proc, World, cgroup2_mount, run, wait_for,
 };
 
 use crate::show::Show;
