@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use mesh_tests::harness::{App, Capture, World, cgroup2_mount, run};
+use mesh_tests::harness::{App, Capture, PeerServer, TestCa, World, cgroup2_mount, peer_client, run};
 
 #[test]
 fn pods_of_two_nodes_reach_each_other_in_both_families_and_a_capture_sees_it() -> Result<()> {
@@ -79,5 +79,62 @@ fn a_world_leaves_nothing_behind_even_with_programs_running_in_it() -> Result<()
     assert!(!cgroup.exists() && !dir.exists());
     let names = run(Command::new("ip").args(["netns", "list"]), Duration::from_secs(5))?.success()?;
     assert!(!names.contains(&prefix), "{names}");
+    Ok(())
+}
+
+#[test]
+fn the_python_peers_speak_hbone_with_each_other_and_believe_only_their_roots() -> Result<()> {
+    let world = World::new("hp")?;
+    let node = world.node("n1")?;
+    let (client, server) = (node.pod("t", "client")?, node.pod("t", "server")?);
+    let ca = TestCa::stranger()?;
+    let other = TestCa::stranger()?;
+    let certs = world.dir().join("certs");
+    let id = "spiffe://td/ns/t/sa/client";
+    let peer = PeerServer::start(
+        &server,
+        &ca.leaf(&certs, "server", &["spiffe://td/ns/t/sa/server"])?,
+        &[],
+    )?;
+    let to = format!("{}:15008", server.ip4());
+    let authority = format!("{}:80", server.ip4());
+    let good = ca.leaf(&certs, "client", &[id])?;
+    let report = peer_client(
+        &client,
+        Some(&good),
+        &to,
+        &["--authority", &authority, "--resume", "--ping"],
+    )?;
+    assert_eq!(report["streams"][0]["status"], "200", "{report}");
+    assert_eq!(report["streams"][0]["text"], "ping", "{report}");
+    assert_eq!(report["streams"][0]["end"], "eof", "{report}");
+    assert_eq!(report["pong"], true, "{report}");
+    assert_eq!(report["tls"]["uris"][0], "spiffe://td/ns/t/sa/server", "{report}");
+    assert_eq!(report["second"]["tls"]["resumed"], true, "{report}");
+    assert_eq!(peer.wait_events("stream", 1)?[0]["uris"][0], id);
+
+    let bulk = [
+        "--authority",
+        &authority,
+        "--send-bytes",
+        "40000000",
+        "--streams",
+        "3",
+    ];
+    let report = peer_client(&client, Some(&good), &to, &bulk)?;
+    for stream in report["streams"].as_array().expect("streams") {
+        assert_eq!(
+            (&stream["received"], &stream["end"]),
+            (&40_000_000.into(), &"eof".into()),
+            "{stream}"
+        );
+    }
+
+    let bad = other.leaf_trusting(&ca, &certs, "bad", &[id])?;
+    for leaf in [Some(&bad), None] {
+        let report = peer_client(&client, leaf, &to, &["--authority", &authority])?;
+        assert_eq!(report["stage"], "tls-client-done", "{report}");
+        assert!(report["error"].is_string(), "{report}");
+    }
     Ok(())
 }

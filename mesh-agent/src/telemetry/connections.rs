@@ -386,4 +386,4 @@ impl HandshakeRole {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -37,8 +37,8 @@ impl TestCa {
             let path = ca_dir.join(name);
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
         };
-        let pem = read("root-cert.pem")?;
-        let key = KeyPair::from_pem(&read("root-key.pem")?).context("the CA's key")?;
+        let pem = read("root.crt")?;
+        let key = KeyPair::from_pem(&read("root.key")?).context("the CA's key")?;
         let issuer = Issuer::from_ca_cert_pem(&pem, key).context("the CA's certificate")?;
         Ok(Self { issuer, pem })
     }

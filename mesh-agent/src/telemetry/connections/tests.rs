@@ -13,7 +13,7 @@ fn identity(name: &str) -> SpiffeId {
         .unwrap()
 }
 
-pub(in crate::telemetry) fn workload(name: &str, last: u8) -> Arc<Workload> {
+pub(crate) fn workload(name: &str, last: u8) -> Arc<Workload> {
     Arc::new(Workload {
         uid: WorkloadUid::new("shop", &format!("{name}-1"), "u"),
         namespace: "shop".into(),
@@ -35,7 +35,7 @@ pub(in crate::telemetry) fn workload(name: &str, last: u8) -> Arc<Workload> {
     })
 }
 
-pub(in crate::telemetry) fn info(reporter: Reporter) -> ConnectionInfo {
+pub(crate) fn info(reporter: Reporter) -> ConnectionInfo {
     ConnectionInfo {
         reporter,
         security: Security::MutualTls,
