@@ -1,7 +1,7 @@
 //! Runs other programs and says how it goes: what is being done, that it still goes on, how long it took.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -120,7 +120,9 @@ pub(crate) fn seconds(duration: Duration) -> String {
 
 /// The command as one could type it.
 pub(crate) fn words(command: &Command) -> String {
-    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
+    let program = command.get_program();
+    let is_cargo = Path::new(program).file_name().is_some_and(|name| name == "cargo");
+    let mut words = vec![if is_cargo { "cargo".to_owned() } else { program.to_string_lossy().into_owned() }];
     words.extend(command.get_args().map(|argument| {
         let argument = argument.to_string_lossy();
         if argument

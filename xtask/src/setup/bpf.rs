@@ -138,13 +138,9 @@ fn commands(project: &Project) -> Vec<String> {
     commands.push(format!(
         "PATH={0}/bin:$PATH LLVM_PREFIX={0} {1}",
         prefix.display(),
-        run::words(&install_linker(project, llvm, &prefix)).replacen(&cargo_word(project), "cargo", 1),
+        run::words(&install_linker(project, llvm, &prefix)),
     ));
     commands
-}
-
-fn cargo_word(project: &Project) -> String {
-    project.cargo().get_program().to_string_lossy().into_owned()
 }
 
 fn is_ready(found: Option<&toolchain::Found>) -> bool {

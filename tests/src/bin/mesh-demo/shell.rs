@@ -56,7 +56,7 @@ pub(crate) fn leave_up(show: &Show, stage: Stage) -> Result<()> {
     }
     for agent in &stage.agents {
         let socket = agent.admin_socket().display();
-        show.command("host", &format!("MESH_ADMIN_SOCKET={socket} meshctl connections"));
+        show.command("host", &format!("meshctl --socket {socket} connections"));
     }
     show.command(
         "host",

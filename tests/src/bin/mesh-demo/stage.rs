@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mesh_tests::harness::{
-    Agent, Capture, JoinExt, Manifests, Node, Output, Pod, Proc, World, cgroup2_mount, run, wait_for,
+    Agent, Capture, JoinExt, Manifests, Node, Output, Pod, Proc, World, run, wait_for,
 };
 
 use crate::show::Show;
@@ -95,7 +95,7 @@ impl Stage {
         let text =
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         self.manifests
-            .write(to, &localise(&text, &cgroup2_mount()?, self.world.prefix()))
+            .write(to, &localise(&text, self.world.prefix()))
     }
 
     /// The directory that the agents read.
@@ -178,13 +178,10 @@ impl Stage {
     }
 }
 
-/// The documents name the cgroup2 mount and the demo's names as they usually are; this puts the actual ones in their place.
-fn localise(text: &str, cgroup2: &Path, prefix: &str) -> String {
+/// The documents name namespaces and cgroups `mesh-demo…`; this puts the names of this demo in their place.
+fn localise(text: &str, prefix: &str) -> String {
     text.replace(&format!("/run/netns/{NAME}-"), &format!("/run/netns/{prefix}-"))
-        .replace(
-            &format!("/sys/fs/cgroup/{NAME}/"),
-            &format!("{}/{prefix}/", cgroup2.display()),
-        )
+        .replace(&format!("cgroup: {NAME}/"), &format!("cgroup: {prefix}/"))
 }
 
 /// What a stage leaves if it is not removed well.
@@ -256,14 +253,22 @@ fn processes_naming(word: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::localise;
 
     #[test]
-    fn documents_get_this_hosts_mount_and_this_demos_names() {
-        let text = "netns: /run/netns/mesh-demo-order\ncgroup: /sys/fs/cgroup/mesh-demo/node-a/order\n";
-        let expected = "netns: /run/netns/mesh-demo7-0-order\ncgroup: /cg/mesh-demo7-0/node-a/order\n";
-        assert_eq!(localise(text, Path::new("/cg"), "mesh-demo7-0"), expected);
+    fn documents_get_this_demos_names() {
+        let text = "netns: /run/netns/mesh-demo-order\ncgroup: mesh-demo/node-a/order\n";
+        let expected = "netns: /run/netns/mesh-demo7-0-order\ncgroup: mesh-demo7-0/node-a/order\n";
+        assert_eq!(localise(text, "mesh-demo7-0"), expected);
+    }
+
+    #[test]
+    fn every_pods_document_names_what_is_to_be_replaced() {
+        let text = include_str!("../../../../deploy/demo/mesh/pods.yaml");
+        let localised = localise(text, "x9-0");
+        for pod in super::PODS {
+            assert!(localised.contains(&format!("mesh-agent.io/netns: /run/netns/x9-0-{pod}\n")), "{localised}");
+            assert!(localised.contains(&format!("/{pod}\nspec:")), "{localised}");
+        }
     }
 }

@@ -17,6 +17,8 @@ const OPEN: &str = "card=4222-2222-canary-of-visitor";
 const HBONE: u16 = 15008;
 /// How soon a change of the documents must be in force, with a second for the probing itself.
 const PROMPT: Duration = Duration::from_secs(2);
+/// The nodes.
+const NODES: [&str; 2] = ["node-a", "node-b"];
 /// Lines of the statement that a connection reads while the policy changes, at five a second.
 const LINES: usize = 30;
 
@@ -42,6 +44,11 @@ fn nodes(show: &mut Show, stage: &Stage) -> Result<()> {
          ├ order    shop    198.18.1.10  enrolled   └ payment  shop    198.18.2.10  enrolled: python3, port 8080\n\
          └ visitor  street  198.18.1.11  not enrolled",
     );
+    let prefix = stage.world.prefix();
+    show.say(&format!(
+        "order$ is a prompt in that pod (later: cargo xtask demo --keep, then --shell order);\n\
+         node-a$, node-b$ and link$ are nsenter --net=/run/netns/{prefix}-node-a (-node-b, -fabric)."
+    ));
     show.command("host", &format!("ls {}", stage.config_dir().display()));
     let mut names: Vec<String> = std::fs::read_dir(stage.config_dir())?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -59,31 +66,22 @@ fn nodes(show: &mut Show, stage: &Stage) -> Result<()> {
 
 fn agents(show: &mut Show, stage: &mut Stage) -> Result<()> {
     show.step("One agent on each node");
-    for node in ["node-a", "node-b"] {
-        show.command(
-            node,
-            &format!(
-                "mesh-agent run --node-name {node} --config-dir {} …",
-                stage.config_dir().display()
-            ),
-        );
-    }
     let start = Instant::now();
     stage.start_agents()?;
-    show.verdict(
-        true,
-        &format!("both are ready after {:.1} s", start.elapsed().as_secs_f32()),
-        "",
-    )?;
-    let output = meshctl(show, stage, 0, &["workloads"])?;
-    let all = ["order", "payment", "visitor"]
-        .iter()
-        .all(|name| output.stdout.contains(name));
-    show.verdict(
-        all,
-        "node-a's agent knows the workloads of both nodes",
-        &said(&output),
-    )
+    for (agent, node) in stage.agents.iter().zip(NODES) {
+        show.command(node, &format!("mesh-agent {}", agent.args().join(" ")));
+    }
+    show.verdict(true, &format!("both are ready after {:.1} s", start.elapsed().as_secs_f32()), "")?;
+    let text = meshctl(show, stage, 0, &["workloads"])?;
+    let json = stage.agents[0].meshctl(&["workloads"])?;
+    let state = |name: &str| {
+        let all = json["workloads"].as_array();
+        all.into_iter().flatten().find(|one| one["name"] == name).map(|one| (&one["enrolment"], &one["capture"]))
+    };
+    let known = state("order").is_some_and(|(enrolment, capture)| enrolment == "enrolled" && capture == "captured")
+        && state("payment").is_some_and(|(enrolment, capture)| enrolment == "enrolled" && capture != "captured")
+        && state("visitor").is_some_and(|(enrolment, capture)| enrolment == "not-enrolled" && capture != "captured");
+    show.verdict(known, "node-a's agent knows the workloads of both nodes, and has captured its own", &said(&text))
 }
 
 fn mutual_tls(show: &mut Show, stage: &Stage) -> Result<String> {
@@ -149,7 +147,7 @@ fn permissive(show: &mut Show, stage: &Stage) -> Result<()> {
 
 fn wire(show: &mut Show, stage: &Stage, capture: Capture) -> Result<()> {
     show.step("What a packet capture between the nodes holds");
-    show.command("link", "tcpdump -i br0 -w link.pcap      # it ran since step 3");
+    show.command("link", "tcpdump -i br0 -w link.pcap      # it ran from step 3 to here");
     let captured = capture.finish()?;
     show.verdict(
         !captured.contains(SECRET.as_bytes()) && !captured.contains(b"canary-of-order"),
@@ -324,8 +322,8 @@ fn counters(show: &mut Show, stage: &Stage) -> Result<()> {
 
 fn stop(show: &mut Show, stage: &mut Stage) -> Result<()> {
     show.step("The agents stop");
-    show.command("host", "kill -TERM …       # both agents");
     for agent in &mut stage.agents {
+        show.command("host", &format!("kill -TERM {}", agent.proc().pid()));
         agent.stop()?;
     }
     show.verdict(true, "both ended cleanly", "")?;
@@ -396,16 +394,12 @@ fn curl(show: &Show, stage: &Stage, pod: &str, args: &[&str]) -> Result<Output> 
 /// Shows and runs meshctl against the agent of a node (0 is node-a).
 fn meshctl(show: &Show, stage: &Stage, node: usize, args: &[&str]) -> Result<Output> {
     signals::check()?;
-    show.command(["node-a", "node-b"][node], &format!("meshctl {}", args.join(" ")));
-    let output = stage.agents[node].meshctl_text(args)?;
+    let agent = &stage.agents[node];
+    show.command("host", &format!("meshctl --socket {} {}", agent.admin_socket().display(), args.join(" ")));
+    let output = agent.meshctl_text(args)?;
     show.output(&said(&output));
     if !output.status.success() {
-        bail!(
-            "meshctl {} ended with {}: {}",
-            args.join(" "),
-            output.status,
-            said(&output)
-        );
+        bail!("meshctl {} ended with {}: {}", args.join(" "), output.status, said(&output));
     }
     Ok(output)
 }
