@@ -23,7 +23,7 @@ use super::{IssueError, Issuer, schedule};
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many certificates are asked for at a time.
 const CONCURRENT_ISSUES: usize = 4;
-/// The wall clock is looked at this often at least: it may be set.
+/// The wall clock, which may be set, and the trust bundle are looked at this often at least.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// Why there is no certificate.
@@ -139,9 +139,10 @@ impl Identities {
         self.wanted.store(Arc::new(next));
     }
 
-    /// Renews certificates until `shutdown`. Run once, off the data path.
+    /// Renews certificates, and follows the issuer's trust bundle, until `shutdown`. Run once, off the data path.
     pub async fn run(&self, shutdown: CancellationToken) {
         loop {
+            self.refresh_bundle();
             let now = SystemTime::now();
             let due = self.due(now);
             let renewals =

@@ -169,6 +169,22 @@ async fn a_new_root_is_believed_and_the_old_one_is_not() {
     assert_eq!(server.unwrap_err().reason, reason::UNTRUSTED);
 }
 
+#[tokio::test]
+async fn a_new_root_is_noticed_without_an_issuance() {
+    let issuer = Arc::new(ScriptedIssuer::new());
+    let identities = identities(&issuer, 3600);
+    let order = id(ORDER);
+    let tls = identities.ensure(&order).await.unwrap();
+    *issuer.root.lock().unwrap() = root("next");
+    let _stop = rotate(&identities).drop_guard();
+    let epoch = tls.shared.sessions.epoch();
+    until("sessions end with the old root", || {
+        tls.shared.sessions.epoch() > epoch
+    })
+    .await;
+    assert_eq!(issuer.asked.load(Ordering::SeqCst), 1);
+}
+
 /// Hands out certificates that live longer than asked.
 struct Generous(ScriptedIssuer);
 
