@@ -122,7 +122,11 @@ pub(crate) fn seconds(duration: Duration) -> String {
 pub(crate) fn words(command: &Command) -> String {
     let program = command.get_program();
     let is_cargo = Path::new(program).file_name().is_some_and(|name| name == "cargo");
-    let mut words = vec![if is_cargo { "cargo".to_owned() } else { program.to_string_lossy().into_owned() }];
+    let mut words = vec![if is_cargo {
+        "cargo".to_owned()
+    } else {
+        program.to_string_lossy().into_owned()
+    }];
     words.extend(command.get_args().map(|argument| {
         let argument = argument.to_string_lossy();
         if argument

@@ -94,8 +94,7 @@ impl Stage {
         let path = self.documents.join(format!("{from}.yaml"));
         let text =
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        self.manifests
-            .write(to, &localise(&text, self.world.prefix()))
+        self.manifests.write(to, &localise(&text, self.world.prefix()))
     }
 
     /// The directory that the agents read.
@@ -267,7 +266,10 @@ mod tests {
         let text = include_str!("../../../../deploy/demo/mesh/pods.yaml");
         let localised = localise(text, "x9-0");
         for pod in super::PODS {
-            assert!(localised.contains(&format!("mesh-agent.io/netns: /run/netns/x9-0-{pod}\n")), "{localised}");
+            assert!(
+                localised.contains(&format!("mesh-agent.io/netns: /run/netns/x9-0-{pod}\n")),
+                "{localised}"
+            );
             assert!(localised.contains(&format!("/{pod}\nspec:")), "{localised}");
         }
     }

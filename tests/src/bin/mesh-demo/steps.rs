@@ -71,17 +71,31 @@ fn agents(show: &mut Show, stage: &mut Stage) -> Result<()> {
     for (agent, node) in stage.agents.iter().zip(NODES) {
         show.command(node, &format!("mesh-agent {}", agent.args().join(" ")));
     }
-    show.verdict(true, &format!("both are ready after {:.1} s", start.elapsed().as_secs_f32()), "")?;
+    show.verdict(
+        true,
+        &format!("both are ready after {:.1} s", start.elapsed().as_secs_f32()),
+        "",
+    )?;
     let text = meshctl(show, stage, 0, &["workloads"])?;
     let json = stage.agents[0].meshctl(&["workloads"])?;
     let state = |name: &str| {
         let all = json["workloads"].as_array();
-        all.into_iter().flatten().find(|one| one["name"] == name).map(|one| (&one["enrolment"], &one["capture"]))
+        all.into_iter()
+            .flatten()
+            .find(|one| one["name"] == name)
+            .map(|one| (&one["enrolment"], &one["capture"]))
     };
-    let known = state("order").is_some_and(|(enrolment, capture)| enrolment == "enrolled" && capture == "captured")
-        && state("payment").is_some_and(|(enrolment, capture)| enrolment == "enrolled" && capture != "captured")
-        && state("visitor").is_some_and(|(enrolment, capture)| enrolment == "not-enrolled" && capture != "captured");
-    show.verdict(known, "node-a's agent knows the workloads of both nodes, and has captured its own", &said(&text))
+    let known = state("order")
+        .is_some_and(|(enrolment, capture)| enrolment == "enrolled" && capture == "captured")
+        && state("payment")
+            .is_some_and(|(enrolment, capture)| enrolment == "enrolled" && capture != "captured")
+        && state("visitor")
+            .is_some_and(|(enrolment, capture)| enrolment == "not-enrolled" && capture != "captured");
+    show.verdict(
+        known,
+        "node-a's agent knows the workloads of both nodes, and has captured its own",
+        &said(&text),
+    )
 }
 
 fn mutual_tls(show: &mut Show, stage: &Stage) -> Result<String> {
@@ -147,7 +161,10 @@ fn permissive(show: &mut Show, stage: &Stage) -> Result<()> {
 
 fn wire(show: &mut Show, stage: &Stage, capture: Capture) -> Result<()> {
     show.step("What a packet capture between the nodes holds");
-    show.command("link", "tcpdump -i br0 -w link.pcap      # it ran from step 3 to here");
+    show.command(
+        "link",
+        "tcpdump -i br0 -w link.pcap      # it ran from step 3 to here",
+    );
     let captured = capture.finish()?;
     show.verdict(
         !captured.contains(SECRET.as_bytes()) && !captured.contains(b"canary-of-order"),
@@ -395,11 +412,23 @@ fn curl(show: &Show, stage: &Stage, pod: &str, args: &[&str]) -> Result<Output> 
 fn meshctl(show: &Show, stage: &Stage, node: usize, args: &[&str]) -> Result<Output> {
     signals::check()?;
     let agent = &stage.agents[node];
-    show.command("host", &format!("meshctl --socket {} {}", agent.admin_socket().display(), args.join(" ")));
+    show.command(
+        "host",
+        &format!(
+            "meshctl --socket {} {}",
+            agent.admin_socket().display(),
+            args.join(" ")
+        ),
+    );
     let output = agent.meshctl_text(args)?;
     show.output(&said(&output));
     if !output.status.success() {
-        bail!("meshctl {} ended with {}: {}", args.join(" "), output.status, said(&output));
+        bail!(
+            "meshctl {} ended with {}: {}",
+            args.join(" "),
+            output.status,
+            said(&output)
+        );
     }
     Ok(output)
 }
