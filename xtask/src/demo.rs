@@ -32,9 +32,12 @@ pub(crate) struct Args {
 /// The verb.
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     e2e::need_root("cargo xtask demo", "")?;
-    setup::ensure(project, &[Part::Bpf, Part::Programs])?;
-    build::everything(project, false)?;
-    let mut demo = Command::new(project.binary("mesh-demo", false));
+    let program = project.binary("mesh-demo", false);
+    if !(args.clean && program.is_file()) {
+        setup::ensure(project, &[Part::Bpf, Part::Programs])?;
+        build::everything(project, false)?;
+    }
+    let mut demo = Command::new(program);
     demo.arg("--documents").arg(project.root().join("deploy/demo"));
     for (given, flag) in [
         (args.headless, "--headless"),

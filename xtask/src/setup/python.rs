@@ -1,29 +1,44 @@
 //! The Python virtual environment of the tests' independent HBONE peer, below target/.
 
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{Missing, apt};
 use crate::project::Project;
 use crate::run;
+use crate::stamp;
 
-/// PyPI packages: an HTTP/2 protocol stack, and certificates of every bad kind.
-const PACKAGES: &[&str] = &["h2", "cryptography"];
+/// What is to be in it.
+fn requirements(project: &Project) -> PathBuf {
+    project.root().join("tests/peer/requirements.txt")
+}
+
+/// A copy of the requirements that it was made from.
+fn made_from(project: &Project) -> PathBuf {
+    venv(project).join("requirements.txt")
+}
+
+fn venv(project: &Project) -> PathBuf {
+    project.target().join("peer-venv")
+}
 
 /// Looks for the environment.
 pub(super) fn look(project: &Project) -> Result<String, Missing> {
     let python = project.python();
-    let imports = format!("import {}", PACKAGES.join(", "));
-    if python.is_file() && run::output(Command::new(&python).args(["-c", &imports])).is_ok() {
-        return Ok(format!("{} with {}", python.display(), PACKAGES.join(", ")));
+    let wanted = std::fs::read_to_string(requirements(project)).unwrap_or_default();
+    let runs = || run::output(Command::new(&python).args(["-c", "import h2"])).is_ok();
+    if stamp::is_current(&made_from(project), &wanted) && runs() {
+        return Ok(format!("{} with what tests/peer requires", python.display()));
     }
-    let venv = project.target().join("peer-venv");
+    let file = requirements(project);
     Err(Missing {
-        what: format!("a Python environment with {}", PACKAGES.join(", ")),
+        what: "a Python environment for tests/peer".to_owned(),
         commands: vec![
-            format!("python3 -m venv {}", venv.display()),
-            format!("{} -m pip install {}", python.display(), PACKAGES.join(" ")),
+            format!("python3 -m venv {}", venv(project).display()),
+            format!("{} -m pip install -r {}", python.display(), file.display()),
+            format!("cp {} {}", file.display(), made_from(project).display()),
         ],
     })
 }
@@ -33,13 +48,23 @@ pub(super) fn install(project: &Project) -> Result<()> {
     if run::output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_err() {
         apt::install(&["python3", "python3-venv"])?;
     }
-    let venv = project.target().join("peer-venv");
+    let mut make = Command::new("python3");
     run::quietly(
         "python3 -m venv",
-        Command::new("python3").args(["-m", "venv", "--clear"]).arg(venv),
+        make.args(["-m", "venv", "--clear"]).arg(venv(project)),
     )?;
     let mut pip = Command::new(project.python());
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-        .args(PACKAGES);
-    run::quietly("pip install", &mut pip)
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+    ])
+    .arg(requirements(project));
+    run::quietly("pip install", &mut pip)?;
+    std::fs::copy(requirements(project), made_from(project))
+        .map(drop)
+        .context("cannot write into the Python environment")
 }

@@ -5,9 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use mesh_tests::harness::{
-    Agent, Capture, JoinExt, Manifests, Node, Output, Pod, Proc, World, run, wait_for,
-};
+use mesh_tests::harness::{Agent, Capture, JoinExt, Manifests, Node, Output, Pod, Proc, World, run};
 
 use crate::show::Show;
 use crate::signals;
@@ -166,8 +164,7 @@ impl Stage {
     }
 
     fn wait_for_payment(&mut self) -> Result<()> {
-        wait_for("payment listens", Duration::from_secs(10), || {
-            signals::check()?;
+        signals::wait_for("payment listens", Duration::from_secs(10), || {
             let args = ["-sS", "--max-time", "1", &format!("http://127.0.0.1:{PORT}/")];
             let mut command = self.pods[1].command("curl")?;
             run(command.args(args), Duration::from_secs(3))?.success()

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{Capture, Captured, Output, Proc, wait_for};
+use mesh_tests::harness::{Capture, Captured, Output, Proc};
 
 use crate::show::Show;
 use crate::signals;
@@ -212,8 +212,7 @@ fn live_connection(show: &mut Show, stage: &Stage) -> Result<Proc> {
     let resolve = format!("{SERVICE}:80:{CLUSTER_IP}");
     show.command("order", &format!("curl -sSN --resolve {resolve} '{url}' &"));
     let statement = stage.curl_in_background("order", &["--resolve", &resolve, &url])?;
-    wait_for("the statement begins", Duration::from_secs(5), || {
-        signals::check()?;
+    signals::wait_for("the statement begins", Duration::from_secs(5), || {
         if statement.stdout().contains("line 0") {
             Ok(())
         } else {
