@@ -1,22 +1,50 @@
 //! Who a workload is: certificates, the CA that issues them, and the TLS configurations that prove and check identities.
-//! Private keys never leave this module.
+//! Private keys never leave this module; nothing here prints one. It never decides who may talk to whom.
+//!
+//! The data path needs three things of it: [`Identities::tls`], [`connect`] and [`accept`].
 
-use std::sync::Arc;
+pub mod ca;
+mod credential;
+mod expectation;
+mod handshake;
+mod identities;
+mod leaf;
+mod peer;
+mod schedule;
+mod sessions;
+mod tls;
+mod verify;
+
 use std::time::{Duration, SystemTime};
 
 use mesh_core::model::SpiffeId;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use thiserror::Error;
+use zeroize::Zeroize as _;
 
-/// A certificate for one identity, as an issuer hands it out. No `Debug` of the key.
+pub use ca::{CaError, EmbeddedCa};
+pub use handshake::{HANDSHAKE_TIMEOUT, accept, connect};
+pub use identities::{CertificateState, CertificateStatus, Identities, IdentitiesError, IdentityOptions};
+pub use leaf::{Leaf, LeafError};
+pub use peer::{PeerError, peer_identity, reason};
+pub use tls::WorkloadTls;
+
+/// A certificate for one identity, as an issuer hands it out. No `Debug` of the key; it is wiped on drop.
 pub struct IssuedCertificate {
     /// Leaf first, then intermediates; DER.
-    pub chain: Vec<rustls::pki_types::CertificateDer<'static>>,
+    pub chain: Vec<CertificateDer<'static>>,
     /// PKCS#8 DER of the leaf's private key.
-    pub key: rustls::pki_types::PrivatePkcs8KeyDer<'static>,
+    pub key: PrivatePkcs8KeyDer<'static>,
     /// Start of validity.
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
+}
+
+impl Drop for IssuedCertificate {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
 }
 
 /// Why no certificate was issued.
@@ -33,6 +61,16 @@ pub enum IssueError {
         /// In its words.
         why: String,
     },
+    /// The issuer handed out something that does not serve as a certificate of this identity.
+    #[error(
+        "the certificate issuer gave {id} an unusable certificate: {why}; look at the issuer's configuration"
+    )]
+    Unusable {
+        /// For which identity.
+        id: SpiffeId,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 /// Hands out certificates: the embedded CA, later others. A seam with the outside world.
@@ -43,52 +81,15 @@ pub trait Issuer: Send + Sync {
     /// See [`IssueError`].
     fn issue(&self, id: &SpiffeId, lifetime: Duration) -> Result<IssuedCertificate, IssueError>;
 
-    /// The certificates that peers' chains must lead to; DER.
-    fn trust_bundle(&self) -> Vec<rustls::pki_types::CertificateDer<'static>>;
-}
+    /// The certificates that peers' chains must lead to; DER. It may change, and is asked for at least every 30 seconds:
+    /// answer from memory.
+    fn trust_bundle(&self) -> Vec<CertificateDer<'static>>;
 
-/// The TLS configurations of one local identity. They live as long as the identity has a pod here: session resumption is tied to
-/// them, and certificates rotate inside them.
-#[derive(Clone)]
-pub struct WorkloadTls {
-    /// For dialling HBONE peers: presents the identity, checks chain, exactly one URI SAN, and trust domain.
-    pub client: Arc<rustls::ClientConfig>,
-    /// For accepting HBONE peers: likewise, client certificate required.
-    pub server: Arc<rustls::ServerConfig>,
-}
-
-/// The identities of this node's pods: one certificate each, kept fresh.
-#[derive(Default)]
-pub struct Identities {}
-
-impl Identities {
-    /// The TLS configurations of `id`; `None` while it has no valid certificate: refuse the connection.
-    pub fn tls(&self, _id: &SpiffeId) -> Option<WorkloadTls> {
-        None
+    /// What people call this issuer, for `meshctl certs`.
+    fn name(&self) -> String {
+        "unnamed issuer".to_owned()
     }
 }
 
-/// Why a peer is not believed. `reason` words are the metric's label.
-#[derive(Debug, Error)]
-#[error("{reason}: {message}")]
-pub struct PeerError {
-    /// A short fixed word, such as `no_certificate`, `two_uri_sans`, `foreign_trust_domain`, `unexpected_identity`, `expired`.
-    pub reason: &'static str,
-    /// For people.
-    pub message: String,
-}
-
-/// The identity that a peer proved, checked again on every handshake, resumed ones too (rustls does not call verifiers then):
-/// a certificate is there, valid now, with exactly one URI SAN, which is a SPIFFE id.
-///
-/// # Errors
-/// See [`PeerError`].
-pub fn peer_identity(
-    _chain: Option<&[rustls::pki_types::CertificateDer<'_>]>,
-    _now: SystemTime,
-) -> Result<SpiffeId, PeerError> {
-    Err(PeerError {
-        reason: "placeholder",
-        message: String::new(),
-    })
-}
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Services and their endpoints.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,6 +16,12 @@ pub struct ServiceRef {
     pub namespace: Arc<str>,
     /// `metadata.name`.
     pub name: Arc<str>,
+}
+
+impl fmt::Display for ServiceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// One port of a service.
@@ -37,6 +44,10 @@ pub struct Endpoint {
     pub workload: Option<WorkloadUid>,
     /// Takes new connections.
     pub ready: bool,
+    /// Answers, whether or not it should get new connections.
+    pub serving: bool,
+    /// Is on its way out; while it serves it is the last resort of a service without ready endpoints.
+    pub terminating: bool,
 }
 
 /// A Kubernetes Service.

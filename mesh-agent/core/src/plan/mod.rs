@@ -1,6 +1,11 @@
 //! What to do with a connection: the one place that decides. Pure functions of a snapshot and the facts of the connection; the data
 //! path, `meshctl` and the tests all call these.
 
+mod inbound;
+mod outbound;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,6 +13,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::model::{Service, SpiffeId, Workload};
+
+pub use inbound::{hbone_authority, inbound};
+pub use outbound::outbound;
 
 /// Why a connection is refused. The names are the `reason` label of metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -17,6 +25,8 @@ pub enum Reason {
     UnknownWorkload,
     /// The destination is an agent port or an address that the mesh never forwards to.
     ForbiddenDestination,
+    /// Several workloads or a node claim the address, an enrolled one among them.
+    ContestedAddress,
     /// The service is known and does not have this port.
     UnknownServicePort,
     /// The service has no endpoint that takes connections.
@@ -35,6 +45,7 @@ impl Reason {
         match self {
             Reason::UnknownWorkload => "unknown_workload",
             Reason::ForbiddenDestination => "forbidden_destination",
+            Reason::ContestedAddress => "contested_address",
             Reason::UnknownServicePort => "unknown_service_port",
             Reason::NoEndpoints => "no_endpoints",
             Reason::PlaintextRefused => "plaintext_refused",
@@ -52,6 +63,14 @@ pub struct Refusal {
     /// For people: who was refused what, by which object, and what to look at.
     pub message: String,
 }
+
+impl Refusal {
+    fn new(reason: Reason, message: String) -> Self {
+        Self { reason, message }
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,10 +1,24 @@
-//! The immutable view that every decision reads, with its indexes. Built by [`Builder`]-like code from accepted objects; never changed.
+//! The immutable view that every decision reads, with its indexes. Built by [`Snapshot::build`] from accepted objects; never changed.
+
+mod addresses;
+mod build;
+mod endpoints;
+mod mtls;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{MtlsMode, PeerAuthentication, Service, ServiceRef, TrustDomain, Workload, WorkloadUid};
+use serde::Serialize;
+
+use crate::manifest::{Notice, Rejection};
+use crate::model::{
+    MtlsMode, ObjectRef, PeerAuthentication, Service, ServiceRef, TrustDomain, Workload, WorkloadUid,
+};
+
+pub use mtls::{Decision, EffectiveMtls};
 
 /// What decisions need to know of the agent's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +46,29 @@ pub struct Snapshot {
     pub(crate) services: HashMap<ServiceRef, Arc<Service>>,
     pub(crate) by_vip: HashMap<IpAddr, Arc<Service>>,
     pub(crate) peer_authentications: Vec<PeerAuthentication>,
+    /// Addresses that lead to no workload although an enrolled one claims them.
+    pub(crate) contested: HashMap<IpAddr, Contested>,
+    /// What each workload accepts, after inheritance.
+    pub(crate) mtls: HashMap<WorkloadUid, Arc<EffectiveMtls>>,
+    pub(crate) diagnostics: Diagnostics,
+}
+
+/// Why an address that an enrolled workload claims leads to none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Contested {
+    /// Who claims it.
+    pub claimants: Vec<ObjectRef>,
+    /// It is also an address of a node.
+    pub node_address: bool,
+}
+
+/// What a person should know about the objects behind a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Diagnostics {
+    /// Documents that are not in force.
+    pub rejections: Vec<Rejection>,
+    /// Unknown kinds and fields, conflicts, things that are ignored or changed.
+    pub notices: Vec<Notice>,
 }
 
 impl Snapshot {
@@ -45,6 +82,9 @@ impl Snapshot {
             services: HashMap::new(),
             by_vip: HashMap::new(),
             peer_authentications: Vec::new(),
+            contested: HashMap::new(),
+            mtls: HashMap::new(),
+            diagnostics: Diagnostics::default(),
         }
     }
 
@@ -93,8 +133,37 @@ impl Snapshot {
         *domain == self.settings.trust_domain || self.settings.trust_domain_aliases.contains(domain)
     }
 
-    /// What `workload` accepts on `port`, after inheritance.
-    pub fn mtls_mode(&self, _workload: &Workload, _port: u16) -> MtlsMode {
-        MtlsMode::Strict // placeholder, fails closed
+    /// The workloads of this agent's node, in no order.
+    pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        let node = self.settings.node_name.as_str();
+        self.workloads
+            .values()
+            .filter(move |workload| workload.node == node)
+    }
+
+    /// Set when an enrolled workload claims this address and yet it leads to none: such an address is not dialled at all.
+    pub fn contested(&self, address: IpAddr) -> Option<&Contested> {
+        self.contested.get(&address)
+    }
+
+    /// The PeerAuthentications that were accepted, in no order, with their scopes.
+    pub fn peer_authentications(&self) -> &[PeerAuthentication] {
+        &self.peer_authentications
+    }
+
+    /// What there is to say about the objects behind this snapshot.
+    pub fn diagnostics(&self) -> &Diagnostics {
+        &self.diagnostics
+    }
+
+    /// What `workload` accepts on `port`, after inheritance. Only mutual TLS for a workload that is not in this snapshot.
+    pub fn mtls_mode(&self, workload: &Workload, port: u16) -> MtlsMode {
+        self.mtls_decision(workload, port)
+            .map_or(MtlsMode::Strict, |decision| decision.mode)
+    }
+
+    /// What `workload` accepts on `port`, and which policy says so. `None` for a workload that is not in this snapshot.
+    pub fn mtls_decision(&self, workload: &Workload, port: u16) -> Option<&Decision> {
+        Some(self.mtls.get(&workload.uid)?.on(port))
     }
 }

@@ -1,0 +1,214 @@
+//! v1 Service and discovery.k8s.io/v1 EndpointSlice.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::check;
+use super::report::{Invalid, NoticeKind, Path, Remarks};
+use crate::model::{EndpointSlice, IpFamily, PortSpec, ServiceRef, ServiceSpec, SliceEndpoint, TargetPort};
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// A Service from the document.
+///
+/// # Errors
+/// When a name, address, family or port cannot be what it says.
+pub fn service(document: &core::Service, remarks: &mut Remarks) -> Result<ServiceSpec, Invalid> {
+    let name = ServiceRef {
+        namespace: check::namespace(&document.metadata)?.into(),
+        name: check::name(&document.metadata)?.into(),
+    };
+    let empty = core::ServiceSpec::default();
+    let spec = document.spec.as_ref().unwrap_or(&empty);
+    let external_name = spec.type_.as_deref() == Some("ExternalName");
+    if external_name {
+        remarks.add(
+            Path::of("spec.type"),
+            NoticeKind::Ignored,
+            "an ExternalName service is a DNS alias: the mesh carries nothing to it",
+        );
+    }
+    Ok(ServiceSpec {
+        name,
+        vips: vips(spec, external_name, remarks)?,
+        ports: ports(spec, remarks)?,
+        selector: spec.selector.clone().unwrap_or_default(),
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        external_name,
+        families: families(spec)?,
+    })
+}
+
+fn vips(
+    spec: &core::ServiceSpec,
+    external_name: bool,
+    remarks: &mut Remarks,
+) -> Result<Vec<IpAddr>, Invalid> {
+    let listed = spec.cluster_ips.iter().flatten().enumerate();
+    let listed = listed.map(|(i, text)| (text, Path::of("spec.clusterIPs").index(i)));
+    let single = spec
+        .cluster_ip
+        .iter()
+        .map(|text| (text, Path::of("spec.clusterIP")));
+    let mut found = Vec::new();
+    let mut headless = false;
+    for (text, path) in listed.chain(single) {
+        match text.as_str() {
+            "" => {}
+            "None" => headless = true,
+            text => {
+                let address = check::address(text, path)?;
+                if !found.contains(&address) {
+                    found.push(address);
+                }
+            }
+        }
+    }
+    if headless && !found.is_empty() {
+        let message = "spec.clusterIP is None beside an address: expected one or the other";
+        return Err(Invalid::at(Path::of("spec.clusterIP"), message));
+    }
+    if !headless && found.is_empty() && !external_name {
+        remarks.add(
+            Path::of("spec"),
+            NoticeKind::Ignored,
+            "the service has no spec.clusterIP, so nobody can address it; without an API server that assigns one, write one \
+             (or None for a headless service)",
+        );
+    }
+    Ok(found)
+}
+
+fn ports(spec: &core::ServiceSpec, remarks: &mut Remarks) -> Result<Vec<PortSpec>, Invalid> {
+    let mut found: Vec<PortSpec> = Vec::new();
+    for (i, entry) in spec.ports.iter().flatten().enumerate() {
+        let path = Path::of("spec.ports").index(i);
+        let number = check::port(entry.port.into(), path.clone().key("port"))?;
+        if !check::is_tcp(entry.protocol.as_deref()) {
+            continue;
+        }
+        let target = match &entry.target_port {
+            None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
+            Some(IntOrString::Int(target)) => {
+                TargetPort::Number(check::port((*target).into(), path.clone().key("targetPort"))?)
+            }
+            Some(IntOrString::String(target)) if target.is_empty() => TargetPort::Number(number),
+            Some(IntOrString::String(target)) => TargetPort::Name(target.clone()),
+        };
+        if found.iter().any(|other| other.port == number) {
+            let message = format!("port {number}/TCP stands in spec.ports already: this one is ignored");
+            remarks.add(path.key("port"), NoticeKind::Conflict, message);
+            continue;
+        }
+        found.push(PortSpec {
+            name: entry.name.clone().unwrap_or_default(),
+            port: number,
+            target,
+            app_protocol: entry.app_protocol.clone(),
+        });
+    }
+    Ok(found)
+}
+
+fn families(spec: &core::ServiceSpec) -> Result<Option<Vec<IpFamily>>, Invalid> {
+    let Some(written) = spec.ip_families.as_ref().filter(|families| !families.is_empty()) else {
+        return Ok(None);
+    };
+    let read = |(i, text): (usize, &String)| match text.as_str() {
+        "IPv4" => Ok(IpFamily::V4),
+        "IPv6" => Ok(IpFamily::V6),
+        other => Err(Invalid::at(
+            Path::of("spec.ipFamilies").index(i),
+            format!("spec.ipFamilies[{i}] is {other:?}: expected IPv4 or IPv6"),
+        )),
+    };
+    written
+        .iter()
+        .enumerate()
+        .map(read)
+        .collect::<Result<_, _>>()
+        .map(Some)
+}
+
+/// An EndpointSlice from the document.
+///
+/// # Errors
+/// When a name, address, port or the address type cannot be what it says.
+pub fn endpoint_slice(
+    document: &discovery::EndpointSlice,
+    remarks: &mut Remarks,
+) -> Result<EndpointSlice, Invalid> {
+    let meta = &document.metadata;
+    let service = meta
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(SERVICE_NAME))
+        .cloned();
+    if service.is_none() {
+        remarks.add(
+            Path::of("metadata.labels"),
+            NoticeKind::Ignored,
+            format!("without the label {SERVICE_NAME} the EndpointSlice belongs to no service"),
+        );
+    }
+    let endpoints = match document.address_type.as_str() {
+        "IPv4" => endpoints(document, IpFamily::V4)?,
+        "IPv6" => endpoints(document, IpFamily::V6)?,
+        "FQDN" => {
+            let message = "addressType FQDN: endpoints that are host names are not used";
+            remarks.add(Path::of("addressType"), NoticeKind::Ignored, message);
+            Vec::new()
+        }
+        other => {
+            let message = format!("addressType is {other:?}: expected IPv4 or IPv6");
+            return Err(Invalid::at(Path::of("addressType"), message));
+        }
+    };
+    let mut ports = Vec::new();
+    for (i, entry) in document.ports.iter().flatten().enumerate() {
+        let Some(number) = entry.port else { continue };
+        if check::is_tcp(entry.protocol.as_deref()) {
+            let number = check::port(number.into(), Path::of("ports").index(i).key("port"))?;
+            ports.push((entry.name.clone().unwrap_or_default(), number));
+        }
+    }
+    Ok(EndpointSlice {
+        namespace: check::namespace(meta)?,
+        name: check::name(meta)?,
+        service,
+        ports,
+        endpoints,
+    })
+}
+
+fn endpoints(document: &discovery::EndpointSlice, family: IpFamily) -> Result<Vec<SliceEndpoint>, Invalid> {
+    let mut found = Vec::new();
+    for (i, entry) in document.endpoints.iter().enumerate() {
+        // The API gives addresses beyond the first no meaning.
+        let path = Path::of("endpoints").index(i).key("addresses").index(0);
+        let Some(text) = entry.addresses.first() else {
+            return Err(Invalid::at(
+                path,
+                format!("endpoints[{i}] has no address: expected one"),
+            ));
+        };
+        let address = check::address(text, path.clone())?;
+        if IpFamily::of(address) != family {
+            let kind = &document.address_type;
+            let message = format!("{path} {text} is not of the slice's addressType {kind}");
+            return Err(Invalid::at(path, message));
+        }
+        let conditions = entry.conditions.as_ref();
+        let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+        found.push(SliceEndpoint {
+            address,
+            ready,
+            serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
+            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        });
+    }
+    Ok(found)
+}

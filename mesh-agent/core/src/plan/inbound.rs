@@ -1,0 +1,124 @@
+//! Whether a connection that reached a pod may be delivered to its application.
+
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_common::is_agent_port;
+
+use super::{Inbound, Permit, Reason, Refusal};
+use crate::model::{MtlsMode, Workload, WorkloadUid};
+use crate::snapshot::Snapshot;
+
+/// Whether the connection `inbound` may be delivered to the workload `destination`, behind whose listener it arrived.
+///
+/// # Errors
+/// When it may not; see [`Reason`].
+pub fn inbound(
+    snapshot: &Snapshot,
+    destination: &WorkloadUid,
+    inbound: &Inbound<'_>,
+) -> Result<Permit, Refusal> {
+    let Some(workload) = snapshot.workload(destination) else {
+        let message = format!(
+            "{} was refused a connection to {}: the pod {destination} is not (or no longer) among those of the configuration; see \
+             `meshctl workloads`",
+            client(inbound),
+            inbound.address
+        );
+        return Err(Refusal::new(Reason::UnknownWorkload, message));
+    };
+    let address = own_address(inbound.address, &workload.addresses)
+        .map_err(|(reason, why)| refuse(reason, workload, inbound, &why))?;
+    match inbound.identity {
+        Some(id) if !snapshot.is_local_trust_domain(id.trust_domain()) => {
+            let why = format!(
+                "its trust domain {} is neither {} nor an alias of it (settings trustDomain and trustDomainAliases)",
+                id.trust_domain(),
+                snapshot.settings().trust_domain
+            );
+            return Err(refuse(Reason::ForeignTrustDomain, workload, inbound, &why));
+        }
+        Some(_) => {}
+        None => plaintext(snapshot, workload, inbound)?,
+    }
+    Ok(Permit {
+        destination: workload.clone(),
+        address,
+    })
+}
+
+/// The address that a CONNECT authority names: `podIP:port` or `[podIPv6]:port`, one of the `pod`'s own addresses and no agent port.
+///
+/// # Errors
+/// [`Reason::WrongAuthority`] when it is something else, [`Reason::ForbiddenDestination`] for an agent port.
+pub fn hbone_authority(authority: &str, pod: &[IpAddr]) -> Result<SocketAddr, Refusal> {
+    let shown: String = authority.chars().take(128).collect();
+    let refuse = |reason, why: &str| Refusal::new(reason, format!("CONNECT to {shown:?} refused: {why}"));
+    let expected = "expected podIP:port or [podIP]:port";
+    let address: SocketAddr = authority
+        .parse()
+        .map_err(|_| refuse(Reason::WrongAuthority, expected))?;
+    if let SocketAddr::V6(v6) = address
+        && v6.scope_id() != 0
+    {
+        return Err(refuse(Reason::WrongAuthority, expected));
+    }
+    own_address(address, pod).map_err(|(reason, why)| refuse(reason, &why))
+}
+
+/// `address` in canonical form, if it is one of `own` and the port is an application's.
+fn own_address(address: SocketAddr, own: &[IpAddr]) -> Result<SocketAddr, (Reason, String)> {
+    let ip = address.ip().to_canonical();
+    if !own.contains(&ip) {
+        let own: Vec<String> = own.iter().map(ToString::to_string).collect();
+        let why = format!(
+            "{ip} is not an address of the pod that it reached ({})",
+            own.join(", ")
+        );
+        return Err((Reason::WrongAuthority, why));
+    }
+    if address.port() == 0 {
+        return Err((Reason::WrongAuthority, "port 0 names no application".to_owned()));
+    }
+    if is_agent_port(address.port()) {
+        let why = format!(
+            "port {} belongs to the mesh agent, not to an application",
+            address.port()
+        );
+        return Err((Reason::ForbiddenDestination, why));
+    }
+    Ok(SocketAddr::new(ip, address.port()))
+}
+
+fn plaintext(snapshot: &Snapshot, workload: &Workload, inbound: &Inbound<'_>) -> Result<(), Refusal> {
+    let decision = snapshot.mtls_decision(workload, inbound.address.port());
+    match decision {
+        Some(decision) if decision.mode == MtlsMode::Permissive => Ok(()),
+        decision => {
+            let policy = decision.and_then(|decision| decision.decided_by.as_ref());
+            let policy =
+                policy.map_or_else(|| "the default of this snapshot".to_owned(), ToString::to_string);
+            let why = format!(
+                "{policy} is STRICT for this port and the connection came in plaintext; is the client's pod enrolled in the mesh?"
+            );
+            Err(refuse(Reason::PlaintextRefused, workload, inbound, &why))
+        }
+    }
+}
+
+fn refuse(reason: Reason, workload: &Workload, inbound: &Inbound<'_>, why: &str) -> Refusal {
+    let message = format!(
+        "{} was refused a connection to {} of Pod {}/{}: {why}",
+        client(inbound),
+        inbound.address,
+        workload.namespace,
+        workload.name
+    );
+    Refusal::new(reason, message)
+}
+
+fn client(inbound: &Inbound<'_>) -> String {
+    match inbound.identity {
+        Some(id) => format!("{id} ({})", inbound.client),
+        None => inbound.client.to_string(),
+    }
+}

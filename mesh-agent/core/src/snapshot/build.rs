@@ -1,0 +1,233 @@
+//! From accepted objects to a snapshot. Deterministic: the same objects in the same order give the same snapshot.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::endpoints::Sources;
+use super::mtls::{Policies, Remark};
+use super::{Diagnostics, MeshSettings, Snapshot, addresses};
+use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
+use crate::model::{
+    EndpointSlice, Enrolment, Object, ObjectRef, PeerAuthentication, Pod, Service, ServiceSpec, SpiffeId,
+    Wish, Workload, WorkloadUid,
+};
+
+impl Snapshot {
+    /// The snapshot of these objects. Where two have the same kind and name, the first holds and the conflict is reported.
+    /// `diagnostics` is what is known of the objects' documents already; what is found here is added.
+    pub fn build<'a>(
+        settings: MeshSettings,
+        version: u64,
+        accepted: impl IntoIterator<Item = &'a Accepted>,
+        diagnostics: Diagnostics,
+    ) -> Self {
+        let mut builder = Builder::new(accepted, diagnostics);
+        let pods = builder.workloads(&settings);
+        let addresses = addresses::index(&pods);
+        let policies = Policies::new(
+            builder.policies.drain(..).collect(),
+            &settings.root_namespace,
+            &mut builder.remarks,
+        );
+        let mut mtls = HashMap::new();
+        let mut overlaps = BTreeSet::new();
+        for (pod, workload) in &pods {
+            let effective = policies.effective(&pod.namespace, &pod.labels, &mut overlaps);
+            mtls.insert(workload.uid.clone(), Arc::new(effective));
+        }
+        builder.remarks.extend(overlaps);
+        builder.remarks.extend(addresses.remarks);
+        let services = builder.services(&settings, |address| {
+            addresses
+                .by_address
+                .get(&address)
+                .map(|workload| workload.uid.clone())
+        });
+        let by_vip = builder.vips(&services);
+        Self {
+            version,
+            workloads: pods
+                .into_iter()
+                .map(|(_, workload)| (workload.uid.clone(), workload))
+                .collect(),
+            by_address: addresses.by_address,
+            services: services
+                .into_iter()
+                .map(|service| (service.name.clone(), service))
+                .collect(),
+            by_vip,
+            peer_authentications: policies.in_force().cloned().collect(),
+            contested: addresses.contested,
+            mtls,
+            diagnostics: builder.diagnostics(),
+            settings,
+        }
+    }
+}
+
+impl Snapshot {
+    /// The snapshot of the documents in `yaml`, version 1: for tools and tests that have a text and no source.
+    pub fn from_yaml(settings: MeshSettings, yaml: &str) -> Self {
+        let contents = crate::manifest::parse("-", yaml.as_bytes());
+        let diagnostics = Diagnostics {
+            rejections: contents.rejections,
+            notices: contents.notices,
+        };
+        Self::build(settings, 1, &contents.accepted, diagnostics)
+    }
+}
+
+/// The objects by kind, and what is to be said about them.
+struct Builder<'a> {
+    origins: HashMap<ObjectRef, &'a Origin>,
+    wishes: HashMap<&'a str, Option<Wish>>,
+    pods: Vec<&'a Pod>,
+    services: Vec<&'a ServiceSpec>,
+    slices: Vec<&'a EndpointSlice>,
+    policies: Vec<PeerAuthentication>,
+    remarks: Vec<Remark>,
+    diagnostics: Diagnostics,
+}
+
+impl<'a> Builder<'a> {
+    fn new(accepted: impl IntoIterator<Item = &'a Accepted>, diagnostics: Diagnostics) -> Self {
+        let mut builder = Self {
+            origins: HashMap::new(),
+            wishes: HashMap::new(),
+            pods: Vec::new(),
+            services: Vec::new(),
+            slices: Vec::new(),
+            policies: Vec::new(),
+            remarks: Vec::new(),
+            diagnostics,
+        };
+        let mut objects: BTreeMap<ObjectRef, &'a Accepted> = BTreeMap::new();
+        for one in accepted {
+            let name = one.object.name();
+            match objects.get(&name) {
+                Some(first) => builder.duplicate(name, first, one),
+                None => drop(objects.insert(name, one)),
+            }
+        }
+        for (name, one) in objects {
+            builder.diagnostics.notices.extend(one.notices.iter().cloned());
+            builder.origins.insert(name, &one.origin);
+            match &*one.object {
+                Object::Namespace(namespace) => drop(builder.wishes.insert(&namespace.name, namespace.wish)),
+                Object::Pod(pod) if pod.finished => {}
+                Object::Pod(pod) => builder.pods.push(pod),
+                Object::Service(service) => builder.services.push(service),
+                Object::EndpointSlice(slice) => builder.slices.push(slice),
+                Object::PeerAuthentication(policy) => builder.policies.push(policy.clone()),
+            }
+        }
+        builder
+    }
+
+    fn duplicate(&mut self, name: ObjectRef, first: &Accepted, second: &Accepted) {
+        self.diagnostics.notices.push(Notice {
+            origin: Some(second.origin.clone()),
+            object: Some(name),
+            kind: NoticeKind::Conflict,
+            message: format!(
+                "the same object stands in {} already: this one is ignored",
+                first.origin
+            ),
+        });
+    }
+
+    fn workloads(&mut self, settings: &MeshSettings) -> Vec<(&'a Pod, Arc<Workload>)> {
+        let mut found = Vec::new();
+        for pod in self.pods.clone() {
+            let wish = pod
+                .wish
+                .or_else(|| self.wishes.get(pod.namespace.as_str()).copied().flatten());
+            let identity = SpiffeId::new(
+                settings.trust_domain.clone(),
+                &pod.namespace,
+                &pod.service_account,
+            );
+            match identity {
+                Ok(identity) => found.push((pod, Arc::new(workload(pod, identity, enrolment(pod, wish))))),
+                Err(error) => self.remarks.push((
+                    ObjectRef::new("Pod", &pod.namespace, &pod.name),
+                    NoticeKind::Ignored,
+                    format!("it can have no identity and is no workload: {error}"),
+                )),
+            }
+        }
+        found
+    }
+
+    fn services(
+        &self,
+        settings: &MeshSettings,
+        workload_at: impl Fn(std::net::IpAddr) -> Option<WorkloadUid>,
+    ) -> Vec<Arc<Service>> {
+        let sources = Sources::new(self.pods.iter().copied(), self.slices.iter().copied());
+        let real = self.services.iter().filter(|spec| !spec.external_name);
+        real.map(|spec| Arc::new(sources.service(spec, &settings.cluster_domain, &workload_at)))
+            .collect()
+    }
+
+    /// Services by ClusterIP; `services` come sorted by name, and the first one keeps a contested address.
+    fn vips(&mut self, services: &[Arc<Service>]) -> HashMap<std::net::IpAddr, Arc<Service>> {
+        let mut by_vip: HashMap<_, Arc<Service>> = HashMap::new();
+        for service in services {
+            for vip in &service.vips {
+                if let Some(holder) = by_vip.get(vip) {
+                    let name = ObjectRef::new("Service", &service.name.namespace, &service.name.name);
+                    let message = format!(
+                        "clusterIP {vip} belongs to Service {} already: ignored here",
+                        holder.name
+                    );
+                    self.remarks.push((name, NoticeKind::Conflict, message));
+                } else {
+                    by_vip.insert(*vip, service.clone());
+                }
+            }
+        }
+        by_vip
+    }
+
+    fn diagnostics(mut self) -> Diagnostics {
+        for (object, kind, message) in self.remarks {
+            self.diagnostics.notices.push(Notice {
+                origin: self.origins.get(&object).map(|origin| (*origin).clone()),
+                object: Some(object),
+                kind,
+                message,
+            });
+        }
+        self.diagnostics.notices.sort();
+        self.diagnostics.rejections.sort();
+        self.diagnostics
+    }
+}
+
+fn enrolment(pod: &Pod, wish: Option<Wish>) -> Enrolment {
+    match (wish, &pod.obstacle) {
+        (None | Some(Wish::Disabled), _) => Enrolment::NotEnrolled,
+        (Some(Wish::Enabled), Some(obstacle)) => Enrolment::Refused(obstacle.clone()),
+        (Some(Wish::Enabled), None) => Enrolment::Enrolled,
+    }
+}
+
+fn workload(pod: &Pod, identity: SpiffeId, enrolment: Enrolment) -> Workload {
+    Workload {
+        uid: WorkloadUid::new(&pod.namespace, &pod.name, &pod.uid),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        service_account: pod.service_account.clone(),
+        identity,
+        node: pod.node.clone(),
+        addresses: pod.addresses.clone(),
+        host_network: pod.host_network,
+        ports: pod.ports.clone(),
+        labels: pod.labels.clone(),
+        enrolment,
+        ready: pod.ready,
+        location: pod.location.clone(),
+        owner: pod.owner.clone(),
+    }
+}

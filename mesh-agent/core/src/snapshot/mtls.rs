@@ -1,0 +1,156 @@
+//! Which PeerAuthentication holds for a workload: Istio's inheritance, worked out once per workload when a snapshot is built.
+//!
+//! Workload port over workload over namespace over mesh; a mode that is not set inherits; without any policy a workload accepts both.
+//! Within one scope the oldest policy holds alone, ties go by namespace and name; nothing is merged.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde::Serialize;
+
+use crate::manifest::NoticeKind;
+use crate::model::{MtlsMode, ObjectRef, PeerAuthentication, Scope};
+
+/// What is accepted, and by whose word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// What is accepted.
+    pub mode: MtlsMode,
+    /// The policy that says so; `None` for the default.
+    pub decided_by: Option<ObjectRef>,
+}
+
+/// What a workload accepts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EffectiveMtls {
+    default: Decision,
+    ports: BTreeMap<u16, Decision>,
+}
+
+impl EffectiveMtls {
+    /// What it accepts on `port`.
+    pub fn on(&self, port: u16) -> &Decision {
+        self.ports.get(&port).unwrap_or(&self.default)
+    }
+}
+
+/// The policies of a mesh, sorted by scope.
+#[derive(Debug, Default)]
+pub(super) struct Policies {
+    mesh: Option<PeerAuthentication>,
+    namespaces: HashMap<String, PeerAuthentication>,
+    /// By namespace, the oldest first.
+    workloads: HashMap<String, Vec<PeerAuthentication>>,
+}
+
+/// Something to report about a policy.
+pub(super) type Remark = (ObjectRef, NoticeKind, String);
+
+impl Policies {
+    /// Sorts `policies` into their scopes. Reports those that do not count.
+    pub(super) fn new(
+        mut policies: Vec<PeerAuthentication>,
+        root_namespace: &str,
+        remarks: &mut Vec<Remark>,
+    ) -> Self {
+        policies.sort_by(|a, b| age(a).cmp(&age(b)));
+        let mut sorted = Self::default();
+        for mut policy in policies {
+            let in_root = policy.namespace == root_namespace;
+            match policy.scope {
+                Scope::Workload(_) if in_root => remarks.push((
+                    name(&policy),
+                    NoticeKind::Ignored,
+                    format!("a policy of the root namespace {root_namespace} holds for the whole mesh and may have no selector: ignored"),
+                )),
+                Scope::Workload(_) => sorted.workloads.entry(policy.namespace.clone()).or_default().push(policy),
+                Scope::Mesh | Scope::Namespace if in_root => {
+                    policy.scope = Scope::Mesh;
+                    match &sorted.mesh {
+                        Some(older) => remarks.push(shadowed(&policy, older, "the mesh")),
+                        None => sorted.mesh = Some(policy),
+                    }
+                }
+                Scope::Mesh | Scope::Namespace => {
+                    policy.scope = Scope::Namespace;
+                    match sorted.namespaces.get(&policy.namespace) {
+                        Some(older) => remarks.push(shadowed(&policy, older, "its namespace")),
+                        None => drop(sorted.namespaces.insert(policy.namespace.clone(), policy)),
+                    }
+                }
+            }
+        }
+        sorted
+    }
+
+    /// The policies that count, each with its scope.
+    pub(super) fn in_force(&self) -> impl Iterator<Item = &PeerAuthentication> {
+        let scoped = self.mesh.iter().chain(self.namespaces.values());
+        scoped.chain(self.workloads.values().flatten())
+    }
+
+    /// What a workload of `namespace` with these labels accepts. Reports policies that select it and do not count, once each.
+    pub(super) fn effective(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        remarks: &mut BTreeSet<Remark>,
+    ) -> EffectiveMtls {
+        let mut default = Decision {
+            mode: MtlsMode::Permissive,
+            decided_by: None,
+        };
+        let mut selecting = self
+            .workloads
+            .get(namespace)
+            .into_iter()
+            .flatten()
+            .filter(|p| selects(p, labels));
+        let own = selecting.next();
+        for policy in self.mesh.iter().chain(self.namespaces.get(namespace)).chain(own) {
+            if let Some(mode) = policy.mode {
+                default = decision(mode, policy);
+            }
+        }
+        let mut ports = BTreeMap::new();
+        if let Some(own) = own {
+            for younger in selecting {
+                remarks.insert(shadowed(younger, own, "a workload that both select"));
+            }
+            for (port, mode) in &own.ports {
+                let decision = mode.map_or_else(|| default.clone(), |mode| decision(mode, own));
+                ports.insert(*port, decision);
+            }
+        }
+        EffectiveMtls { default, ports }
+    }
+}
+
+fn age(policy: &PeerAuthentication) -> (i64, &str, &str) {
+    (policy.created, &policy.namespace, &policy.name)
+}
+
+fn name(policy: &PeerAuthentication) -> ObjectRef {
+    ObjectRef::new("PeerAuthentication", &policy.namespace, &policy.name)
+}
+
+fn decision(mode: MtlsMode, policy: &PeerAuthentication) -> Decision {
+    Decision {
+        mode,
+        decided_by: Some(name(policy)),
+    }
+}
+
+fn shadowed(policy: &PeerAuthentication, older: &PeerAuthentication, scope: &str) -> Remark {
+    let message = format!(
+        "{} holds for {scope}, for it is older (or comes first by name): ignored there",
+        name(older)
+    );
+    (name(policy), NoticeKind::Conflict, message)
+}
+
+fn selects(policy: &PeerAuthentication, labels: &BTreeMap<String, String>) -> bool {
+    match &policy.scope {
+        Scope::Workload(wanted) => wanted.iter().all(|(key, value)| labels.get(key) == Some(value)),
+        Scope::Mesh | Scope::Namespace => false,
+    }
+}
