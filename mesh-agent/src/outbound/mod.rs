@@ -1,1 +1,298 @@
-//! Placeholder: see ARCHITECTURE.md.
+//! One captured connection of a local pod: what it asked for, what `plan` says, and carrying it there. Never decides by itself, and never
+//! reaches anything for a pod that the pod could not reach.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use http::{HeaderMap, Method, Request, Uri};
+use mesh_core::model::Workload;
+use mesh_core::plan::{self, Outbound, Reason, Refusal, Transport};
+use tokio::net::TcpStream;
+
+use crate::telemetry::connections::{Connection, ConnectionInfo, Reporter, ResponseFlag, Security};
+use crate::tunnel::copy::{self, CopyError, Side};
+use crate::tunnel::{AppStream, OpenStream, PodContext, PoolKey, TunnelError, dial, headers};
+
+/// How often a stream is tried on another connection when the first ones turn out to be closing.
+const ATTEMPTS: usize = 3;
+
+/// Carries a connection that was accepted from a process in the pod. Whatever fails resets it.
+pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
+    let app = AppStream::new(tcp);
+    let Ok((client, local)) = app.addresses() else {
+        return; // Reset before we looked.
+    };
+    match asked_for(&context, client, local) {
+        Ok((source, requested)) => carry_out(&context, app, client, &source, requested).await,
+        Err(refused) => refused.log(&context, client, local),
+    }
+}
+
+/// A connection that never became one.
+struct Unplanned {
+    source: Option<Arc<Workload>>,
+    flag: ResponseFlag,
+    reason: &'static str,
+    message: String,
+}
+
+impl Unplanned {
+    fn log(self, context: &PodContext, client: SocketAddr, requested: SocketAddr) {
+        let mut connection = context.path.log.open(ConnectionInfo {
+            reporter: Reporter::Source,
+            security: Security::None,
+            source_address: client,
+            source: self.source,
+            source_identity: Some(context.pod.identity.clone()),
+            requested_address: requested,
+            destination_address: requested,
+            destination: None,
+            destination_identity: None,
+            service: None,
+        });
+        connection.fail(self.flag, self.reason, self.message);
+    }
+}
+
+/// Who asks, and for what.
+fn asked_for(
+    context: &PodContext,
+    client: SocketAddr,
+    local: SocketAddr,
+) -> Result<(Arc<Workload>, SocketAddr), Unplanned> {
+    let source = context.path.snapshots.load().workload(&context.pod.uid).cloned();
+    let unknown = |source, message| Unplanned {
+        source,
+        flag: ResponseFlag::UnknownFlow,
+        reason: "unknown_flow",
+        message,
+    };
+    let requested = match context.path.flows.take_destination(&context.pod, client, local) {
+        Ok(Some(requested)) => SocketAddr::new(requested.ip().to_canonical(), requested.port()),
+        Ok(None) => {
+            let message = format!(
+                "{client} reached the outbound listener without being captured: refused (see `meshctl bpf`)"
+            );
+            return Err(unknown(source, message));
+        }
+        Err(error) => return Err(unknown(source, error.to_string())),
+    };
+    match source {
+        Some(source) => Ok((source, requested)),
+        None => Err(Unplanned {
+            source: None,
+            flag: ResponseFlag::Deny,
+            reason: Reason::UnknownWorkload.as_str(),
+            message: format!(
+                "pod {} is not (or no longer) known: its connection to {requested} is refused",
+                context.pod.uid
+            ),
+        }),
+    }
+}
+
+/// Plans the connection and carries it.
+async fn carry_out(
+    context: &Arc<PodContext>,
+    app: AppStream,
+    client: SocketAddr,
+    source: &Arc<Workload>,
+    requested: SocketAddr,
+) {
+    let snapshot = context.path.snapshots.load();
+    let planned = plan::outbound(&snapshot, source, requested, rand::random()).and_then(reachable);
+    drop(snapshot);
+    let mut connection =
+        context
+            .path
+            .log
+            .open(info(context, client, source, requested, planned.as_ref().ok()));
+    let outcome = match planned {
+        Ok(outbound) => forward(context, app, client, source, &outbound, &connection).await,
+        Err(refusal) => Err(Failure::Refused(refusal)),
+    };
+    if let Err(failure) = outcome {
+        failure.mark(&mut connection);
+    }
+}
+
+/// The agent dials nothing for a pod that means the node, or the pod's own loopback.
+fn reachable(outbound: Outbound) -> Result<Outbound, Refusal> {
+    let ip: IpAddr = outbound.address.ip().to_canonical();
+    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+        return Err(Refusal {
+            reason: Reason::ForbiddenDestination,
+            message: format!(
+                "{} is no address that a pod's connection is forwarded to",
+                outbound.address
+            ),
+        });
+    }
+    Ok(outbound)
+}
+
+fn info(
+    context: &PodContext,
+    client: SocketAddr,
+    source: &Arc<Workload>,
+    requested: SocketAddr,
+    planned: Option<&Outbound>,
+) -> ConnectionInfo {
+    let expected = planned.and_then(|p| match &p.transport {
+        Transport::Tunnel { expected, .. } => Some(expected.clone()),
+        Transport::Passthrough | Transport::Hairpin => None,
+    });
+    ConnectionInfo {
+        reporter: Reporter::Source,
+        security: if expected.is_some() {
+            Security::MutualTls
+        } else {
+            Security::None
+        },
+        source_address: client,
+        source: Some(Arc::clone(source)),
+        source_identity: Some(context.pod.identity.clone()),
+        requested_address: requested,
+        destination_address: planned.map_or(requested, |p| p.address),
+        destination: planned.and_then(|p| p.destination.clone()),
+        destination_identity: expected,
+        service: planned.and_then(|p| p.service.clone()),
+    }
+}
+
+/// Why a planned connection failed.
+enum Failure {
+    Refused(Refusal),
+    Tunnel(TunnelError),
+    Copy(CopyError),
+}
+
+impl Failure {
+    fn mark(self, connection: &mut Connection) {
+        match self {
+            Failure::Refused(refusal) => {
+                connection.fail(ResponseFlag::Deny, refusal.reason.as_str(), refusal.message)
+            }
+            Failure::Tunnel(error) => error.mark(connection),
+            Failure::Copy(error) => connection.fail(error.flag(), error.reason(), error.to_string()),
+        }
+    }
+}
+
+impl From<TunnelError> for Failure {
+    fn from(error: TunnelError) -> Self {
+        Failure::Tunnel(error)
+    }
+}
+
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Self {
+        Failure::Copy(error)
+    }
+}
+
+async fn forward(
+    context: &Arc<PodContext>,
+    app: AppStream,
+    client: SocketAddr,
+    source: &Workload,
+    outbound: &Outbound,
+    connection: &Connection,
+) -> Result<(), Failure> {
+    match &outbound.transport {
+        Transport::Tunnel { .. } => {
+            let (key, request) = tunnel_request(context, client, source, outbound)?;
+            let stream = unless_aborted(&app, open(context, &key, request)).await?;
+            let (send, opened, pressure, _place) = stream.split();
+            Ok(copy::carry(app, Side::Client, send, opened, &pressure, connection.counts()).await?)
+        }
+        Transport::Passthrough | Transport::Hairpin => {
+            let dialled = async { Ok(dial(&context.pod, outbound.address, |_| Ok(())).await?) };
+            let server = AppStream::new(unless_aborted(&app, dialled).await?);
+            Ok(copy::splice(app, server, connection.counts()).await?)
+        }
+    }
+}
+
+/// Runs `work` unless the application gives up first.
+async fn unless_aborted<T>(
+    app: &AppStream,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        outcome = work => outcome,
+        error = copy::aborted(app, Side::Client) => Err(error.into()),
+    }
+}
+
+/// The connections that may carry it, and the CONNECT.
+fn tunnel_request(
+    context: &PodContext,
+    client: SocketAddr,
+    source: &Workload,
+    outbound: &Outbound,
+) -> Result<(PoolKey, Request<()>), Failure> {
+    let (Transport::Tunnel { gateway, expected }, Some(destination)) =
+        (&outbound.transport, &outbound.destination)
+    else {
+        return Err(Failure::Refused(Refusal {
+            reason: Reason::UnknownWorkload,
+            message: format!(
+                "no workload is known behind {}: no tunnel leads there",
+                outbound.address
+            ),
+        }));
+    };
+    let key = PoolKey {
+        source: context.pod.uid.clone(),
+        source_identity: context.pod.identity.clone(),
+        source_address: context
+            .pod
+            .addresses
+            .iter()
+            .copied()
+            .find(|ip| ip.is_ipv4() == gateway.is_ipv4()),
+        expected: expected.clone(),
+        gateway: *gateway,
+        destination: destination.uid.clone(),
+    };
+    let request = connect(client, source, outbound).map_err(|e| {
+        Failure::Refused(Refusal {
+            reason: Reason::WrongAuthority,
+            message: format!("no CONNECT can be written for {}: {e}", outbound.address),
+        })
+    })?;
+    Ok((key, request))
+}
+
+/// The CONNECT with its informative headers.
+fn connect(client: SocketAddr, source: &Workload, outbound: &Outbound) -> Result<Request<()>, http::Error> {
+    let uri = Uri::builder().authority(outbound.address.to_string()).build()?;
+    let mut request = Request::builder().method(Method::CONNECT).uri(uri).body(())?;
+    let service = outbound.service.as_ref().map(|s| s.hostname.as_str());
+    let informative: &mut HeaderMap = request.headers_mut();
+    if let Some(value) = headers::forwarded(client, service) {
+        informative.insert(http::header::FORWARDED, value);
+    }
+    if let Some(value) = headers::baggage(source) {
+        informative.insert("baggage", value);
+    }
+    Ok(request)
+}
+
+/// Opens the stream, on another connection if the one at hand turns out to be closing.
+async fn open(context: &Arc<PodContext>, key: &PoolKey, request: Request<()>) -> Result<OpenStream, Failure> {
+    let mut last = String::new();
+    for _ in 0..ATTEMPTS {
+        let slot = context.pool.slot(context, key).await?;
+        match slot.open(request.clone()).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(Failure::Tunnel(TunnelError::Http2 {
+        address: key.gateway,
+        why: last,
+    }))
+}

@@ -1,1 +1,74 @@
-//! Placeholder: see ARCHITECTURE.md.
+//! What carries bytes: dialling from a pod's network namespace, HBONE connections (mutual TLS, HTTP/2 CONNECT) and their pools, and
+//! the loops that copy between sockets and streams. Never decides whether or where a connection may go: its callers have asked `plan`.
+
+mod client;
+pub mod copy;
+mod dial;
+mod error;
+pub mod headers;
+mod meter;
+mod path;
+mod pool;
+mod server;
+mod stream;
+
+pub use client::{Connection, OpenStream};
+pub use dial::{delivery_source, dial, from_source};
+pub use error::TunnelError;
+pub use meter::{Meter, Pressure};
+pub use path::{DataPath, Limits, PodContext, Tasks};
+pub use pool::{Pool, PoolKey};
+pub use server::{HANDSHAKE_TIMEOUT, accept_http2};
+pub use stream::AppStream;
+
+use std::time::Duration;
+
+/// Flow-control window of one stream, bytes: what a reader that stalls can make us hold.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// Most streams of one connection, in either role. Times [`STREAM_WINDOW`] it is [`CONNECTION_WINDOW`], so that readers that stall,
+/// however many, never use up the connection's window.
+pub const MAX_STREAMS: u32 = 64;
+/// Flow-control window of one connection, bytes.
+pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+/// Largest DATA frame that we accept, bytes.
+pub const MAX_FRAME: u32 = 1 << 20;
+/// Largest header list that we accept, bytes (RFC 9113, 6.5.2).
+pub const MAX_HEADER_LIST: u32 = 16 << 10;
+/// What small DATA frames may cost a connection before h2 cuts it. Its default ends every sibling of a reader that stalls.
+const DATA_FRAME_BUDGET: usize = 64 << 20;
+/// What h2 buffers of one stream before it is written, bytes.
+const SEND_BUFFER: usize = 512 << 10;
+/// Buffer below TLS, bytes: fewer and larger reads.
+pub const READ_BUFFER: usize = 64 << 10;
+/// How often a connection is asked whether it still lives.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// How long the answer may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long to dial: TCP, TLS and HTTP/2 together.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a pooled connection stays without a stream.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Asks the peer every [`PING_EVERY`] whether it still lives. Returns when it does not answer within [`PING_TIMEOUT`], or when
+/// `tick` (called before each ping) says that the connection is no longer wanted.
+async fn keepalive(mut pings: h2::PingPong, mut tick: impl FnMut() -> bool) -> Gone {
+    loop {
+        tokio::time::sleep(PING_EVERY).await;
+        if !tick() {
+            return Gone::Unwanted;
+        }
+        match tokio::time::timeout(PING_TIMEOUT, pings.ping(h2::Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return Gone::Silent,
+        }
+    }
+}
+
+/// Why [`keepalive`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gone {
+    /// The peer does not answer.
+    Silent,
+    /// Nobody wants the connection.
+    Unwanted,
+}

@@ -1,0 +1,320 @@
+//! HBONE connections from other agents: who they are, and the connections that they carry.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use mesh_core::model::SpiffeId;
+use mesh_core::plan::{self, Inbound, Permit, Reason};
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
+
+use super::deliver;
+use crate::identity;
+use crate::telemetry::connections::{
+    Connection, ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security,
+};
+use crate::tunnel::copy::{self, CopyError, Side};
+use crate::tunnel::{
+    AppStream, HANDSHAKE_TIMEOUT, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers,
+};
+
+/// The other agent, on behalf of the workload that it proved to be.
+struct Peer {
+    address: SocketAddr,
+    identity: SpiffeId,
+}
+
+/// Serves a connection that was accepted on the pod's tunnel listener. `port` is the one that tunnels are addressed to.
+pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
+    // A peer that is refused before TLS is no application: it need not be reset, and learns nothing.
+    let (Ok(peer), Ok(local)) = (tcp.peer_addr(), tcp.local_addr()) else {
+        return;
+    };
+    if local.port() != port || !context.pod.addresses.contains(&local.ip().to_canonical()) {
+        tracing::debug!(%peer, %local, pod = %context.pod.uid, "a tunnel to an address that is not the pod's: closed");
+        return;
+    }
+    let outcome = shake(&context, tcp).await;
+    context.path.log.handshake(
+        HandshakeRole::Server,
+        outcome.as_ref().map(|_| ()).map_err(|(reason, _)| *reason),
+    );
+    let (io, identity) = match outcome {
+        Ok(shaken) => shaken,
+        Err((reason, message)) => {
+            tracing::debug!(%peer, pod = %context.pod.uid, reason, message, "a tunnel's TLS handshake failed");
+            return;
+        }
+    };
+    let peer = Arc::new(Peer {
+        address: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+        identity,
+    });
+    let pressure = Arc::new(Pressure::default());
+    let served = accept_http2(io, context.drain.clone(), |request, respond| {
+        let stream = Stream {
+            context: Arc::clone(&context),
+            peer: Arc::clone(&peer),
+            pressure: Arc::clone(&pressure),
+        };
+        context
+            .tasks
+            .spawn(context.stop.clone(), stream.serve(request, respond));
+    });
+    if let Err(error) = served.await {
+        tracing::debug!(peer = %peer.address, identity = %peer.identity, pod = %context.pod.uid, %error, "a tunnel ended");
+    }
+}
+
+type TlsStream = tokio_rustls::server::TlsStream<BufReader<TcpStream>>;
+
+/// The TLS handshake under the pod's own identity.
+async fn shake(
+    context: &PodContext,
+    tcp: TcpStream,
+) -> Result<(TlsStream, SpiffeId), (&'static str, String)> {
+    let late = || {
+        (
+            "timeout",
+            format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()),
+        )
+    };
+    let work = async {
+        // Closed only with the worker.
+        let _turn = context.handshakes.acquire().await;
+        let tls = context
+            .path
+            .identities
+            .tls(&context.pod.identity)
+            .ok_or_else(|| {
+                let error = TunnelError::NoCertificate(context.pod.identity.clone());
+                (error.reason(), error.to_string())
+            })?;
+        identity::accept(&tls, BufReader::with_capacity(READ_BUFFER, tcp))
+            .await
+            .map_err(|e| (e.reason, e.message))
+    };
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, work)
+        .await
+        .map_err(|_| late())?
+}
+
+/// One stream of a tunnel.
+struct Stream {
+    context: Arc<PodContext>,
+    peer: Arc<Peer>,
+    pressure: Arc<Pressure>,
+}
+
+/// A CONNECT that is refused.
+struct Rejected {
+    status: StatusCode,
+    flag: ResponseFlag,
+    reason: &'static str,
+    message: String,
+}
+
+impl Stream {
+    async fn serve(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let client = headers::real_client(self.peer.address, request.headers().get(http::header::FORWARDED));
+        let address = self.authority(&request);
+        let mut connection = self
+            .context
+            .path
+            .log
+            .open(self.info(client, address.as_ref().ok().copied()));
+        let _place = self.context.connections.try_acquire();
+        let admitted = match (&_place, address) {
+            (Ok(_), Ok(address)) => self.permit(address),
+            (Err(_), _) => Err(over_budget(&self.context)),
+            (_, Err(rejected)) => Err(rejected),
+        };
+        let outcome = match admitted {
+            Ok(permit) => self.deliver(permit, client, &mut respond, &mut connection).await,
+            Err(rejected) => Err(rejected),
+        };
+        match outcome {
+            Ok(Some(app)) => {
+                self.carry(app, request.into_body(), respond, &mut connection)
+                    .await
+            }
+            Ok(None) => {}
+            Err(rejected) => {
+                // Fails only when the stream is gone.
+                let _ = respond.send_response(answer(rejected.status), true);
+                connection.fail(rejected.flag, rejected.reason, rejected.message);
+            }
+        }
+    }
+
+    /// The address that the CONNECT asks for.
+    fn authority<B>(&self, request: &Request<B>) -> Result<SocketAddr, Rejected> {
+        let bad = |reason, message| Rejected {
+            status: StatusCode::BAD_REQUEST,
+            flag: ResponseFlag::Deny,
+            reason,
+            message,
+        };
+        let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
+        if request.method() != Method::CONNECT || extended {
+            return Err(bad(
+                "not_connect",
+                format!(
+                    "{} asked for {}, not for CONNECT",
+                    self.peer.identity,
+                    request.method()
+                ),
+            ));
+        }
+        let Some(authority) = request.uri().authority() else {
+            return Err(bad(
+                "wrong_authority",
+                format!("{} sent a CONNECT without an authority", self.peer.identity),
+            ));
+        };
+        plan::hbone_authority(authority.as_str(), &self.context.pod.addresses).map_err(|refusal| {
+            let status = match refusal.reason {
+                Reason::ForbiddenDestination => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::BAD_REQUEST,
+            };
+            Rejected {
+                status,
+                flag: ResponseFlag::Deny,
+                reason: refusal.reason.as_str(),
+                message: refusal.message,
+            }
+        })
+    }
+
+    /// Asks the policy.
+    fn permit(&self, address: SocketAddr) -> Result<Permit, Rejected> {
+        let inbound = Inbound {
+            client: self.peer.address.ip(),
+            identity: Some(&self.peer.identity),
+            address,
+        };
+        let snapshot = self.context.path.snapshots.load();
+        plan::inbound(&snapshot, &self.context.pod.uid, &inbound).map_err(|refusal| {
+            let status = match refusal.reason {
+                Reason::UnknownWorkload | Reason::ForbiddenDestination => StatusCode::SERVICE_UNAVAILABLE,
+                Reason::WrongAuthority => StatusCode::BAD_REQUEST,
+                _ => StatusCode::UNAUTHORIZED,
+            };
+            Rejected {
+                status,
+                flag: ResponseFlag::Deny,
+                reason: refusal.reason.as_str(),
+                message: refusal.message,
+            }
+        })
+    }
+
+    /// Connects to the application; `None` when the peer gave up meanwhile.
+    async fn deliver(
+        &self,
+        permit: Permit,
+        client: SocketAddr,
+        respond: &mut SendResponse<Bytes>,
+        connection: &mut Connection,
+    ) -> Result<Option<AppStream>, Rejected> {
+        tokio::select! {
+            biased;
+            reset = poll_fn(|cx| respond.poll_reset(cx)) => {
+                let error = reset.map_or_else(CopyError::from, CopyError::StreamReset);
+                connection.fail(error.flag(), error.reason(), error.to_string());
+                Ok(None)
+            }
+            delivered = deliver(&self.context, permit, client) => match delivered {
+                Ok(app) => Ok(Some(app)),
+                Err(error) => Err(Rejected {
+                    status: StatusCode::SERVICE_UNAVAILABLE,
+                    flag: error.flag(),
+                    reason: error.reason(),
+                    message: error.to_string(),
+                }),
+            },
+        }
+    }
+
+    async fn carry(
+        &self,
+        app: AppStream,
+        body: RecvStream,
+        mut respond: SendResponse<Bytes>,
+        connection: &mut Connection,
+    ) {
+        let outcome = match respond.send_response(answer(StatusCode::OK), false) {
+            Ok(send) => {
+                let opened = std::future::ready(Ok(body));
+                copy::carry(
+                    app,
+                    Side::Server,
+                    send,
+                    opened,
+                    &self.pressure,
+                    connection.counts(),
+                )
+                .await
+            }
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = outcome {
+            connection.fail(error.flag(), error.reason(), error.to_string());
+        }
+    }
+
+    fn info(&self, client: SocketAddr, address: Option<SocketAddr>) -> ConnectionInfo {
+        let snapshot = self.context.path.snapshots.load();
+        let pod = &self.context.pod;
+        // Without an authority that means the pod, what was asked for is the tunnel itself.
+        let fallback = || {
+            SocketAddr::new(
+                pod.addresses.first().copied().unwrap_or(client.ip()),
+                mesh_common::HBONE_PORT,
+            )
+        };
+        let address = address.unwrap_or_else(fallback);
+        let source = snapshot.workload_by_address(client.ip());
+        ConnectionInfo {
+            reporter: Reporter::Destination,
+            security: Security::MutualTls,
+            source_address: client,
+            // The address is a hint; it names a workload only if the proven identity is that workload's.
+            source: source.filter(|w| w.identity == self.peer.identity).cloned(),
+            source_identity: Some(self.peer.identity.clone()),
+            requested_address: address,
+            destination_address: address,
+            destination: snapshot.workload(&pod.uid).cloned(),
+            destination_identity: Some(pod.identity.clone()),
+            service: None,
+        }
+    }
+}
+
+fn over_budget(context: &PodContext) -> Rejected {
+    Rejected {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        flag: ResponseFlag::Deny,
+        reason: "connection_budget",
+        message: format!(
+            "pod {} has {} connections on this worker, its limit",
+            context.pod.uid, context.path.limits.connections_per_pod
+        ),
+    }
+}
+
+fn answer(status: StatusCode) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    if status != StatusCode::OK {
+        response
+            .headers_mut()
+            .insert(http::header::SERVER, HeaderValue::from_static("mesh-agent"));
+    }
+    response
+}

@@ -1,0 +1,163 @@
+//! From the tunnel to the application.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::task::Poll;
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::RecvStream;
+
+use super::{App, CopyError, Turn};
+use crate::telemetry::connections::ByteCounts;
+
+/// Most slices of one write.
+const SLICES: usize = 32;
+/// What is gathered before a write, bytes.
+const GATHER: usize = 256 << 10;
+/// Frames below this are copied together: kept as they are, each would pin the buffer that it was read into.
+const SMALL: usize = 4 << 10;
+
+/// Carries what comes through the tunnel until the peer ends its direction.
+///
+/// Frames are taken out of h2 as they come, also while the application does not read: left there, small ones would use up a budget that
+/// all streams of the connection share. Window is given back only for what the application has taken, so that [`super::super::STREAM_WINDOW`]
+/// bounds what is held here.
+pub(super) async fn run(app: App<'_>, mut recv: RecvStream, counts: &ByteCounts) -> Result<(), CopyError> {
+    let mut held = Held::default();
+    let mut turn = Turn::default();
+    loop {
+        if held.is_empty() {
+            if held.ended {
+                return app.end();
+            }
+            held.wait(&mut recv).await?;
+        }
+        held.gather(&mut recv).await?;
+        if held.is_empty() {
+            continue;
+        }
+        match held.write(app) {
+            Ok(written) => {
+                // Fails only for a stream that is closed, whose window nobody needs.
+                let _ = recv.flow_control().release_capacity(written);
+                app.side.other().count_from(counts, written);
+                turn.took(written).await;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => held.wait_either(app, &mut recv).await?,
+            Err(e) => return Err(app.failed(e)),
+        }
+    }
+}
+
+/// What has come and is not written yet.
+#[derive(Debug, Default)]
+struct Held {
+    chunks: VecDeque<Bytes>,
+    /// Small frames, copied together; behind `chunks`.
+    tail: BytesMut,
+    len: usize,
+    ended: bool,
+}
+
+impl Held {
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Waits for the next frame.
+    async fn wait(&mut self, recv: &mut RecvStream) -> Result<(), CopyError> {
+        let frame = poll_fn(|cx| recv.poll_data(cx)).await;
+        self.take(frame)
+    }
+
+    /// Waits until the application takes more, or the next frame comes.
+    async fn wait_either(&mut self, app: App<'_>, recv: &mut RecvStream) -> Result<(), CopyError> {
+        if self.ended {
+            return app.tcp.writable().await.map_err(|e| app.failed(e));
+        }
+        tokio::select! {
+            biased;
+            frame = poll_fn(|cx| recv.poll_data(cx)) => self.take(frame),
+            writable = app.tcp.writable() => writable.map_err(|e| app.failed(e)),
+        }
+    }
+
+    /// Takes what has come already, up to [`GATHER`] bytes.
+    async fn gather(&mut self, recv: &mut RecvStream) -> Result<(), CopyError> {
+        poll_fn(|cx| {
+            while !self.ended && self.len < GATHER {
+                match recv.poll_data(cx) {
+                    Poll::Ready(frame) => self.take(frame)?,
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    fn take(&mut self, frame: Option<Result<Bytes, h2::Error>>) -> Result<(), CopyError> {
+        match frame {
+            None => self.ended = true,
+            Some(frame) => self.push(frame?),
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, data: Bytes) {
+        self.len += data.len();
+        if data.len() < SMALL && !self.is_alone(&data) {
+            self.tail.extend_from_slice(&data);
+        } else if !data.is_empty() {
+            self.settle_tail();
+            self.chunks.push_back(data);
+        }
+    }
+
+    /// Whether `data` is all there is: then it is about to be written, and copying it would be for nothing.
+    fn is_alone(&self, data: &Bytes) -> bool {
+        self.len == data.len()
+    }
+
+    fn settle_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks.push_back(self.tail.split().freeze());
+        }
+    }
+
+    /// Writes what is held as far as the application takes it.
+    fn write(&mut self, app: App<'_>) -> io::Result<usize> {
+        self.settle_tail();
+        let written = match self.chunks.front() {
+            Some(only) if self.chunks.len() == 1 => app.tcp.try_write(only)?,
+            _ => {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let mut used = 0;
+                for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+                    *slice = IoSlice::new(chunk);
+                    used += 1;
+                }
+                app.tcp
+                    .try_write_vectored(slices.get(..used).unwrap_or_default())?
+            }
+        };
+        self.advance(written);
+        Ok(written)
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.len = self.len.saturating_sub(written);
+        while let Some(front) = self.chunks.front_mut() {
+            if written < front.len() {
+                front.advance(written);
+                return;
+            }
+            written -= front.len();
+            self.chunks.pop_front();
+        }
+        if self.chunks.capacity() > SLICES {
+            self.chunks = VecDeque::new();
+        }
+    }
+}

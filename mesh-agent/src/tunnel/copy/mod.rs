@@ -1,0 +1,316 @@
+//! Copies between an application's socket and a tunnel's stream, or between two sockets: every end, reset and stall of one side becomes
+//! the same on the other, and no more is held than the windows allow.
+//!
+//! Both directions of a connection run in one future. Idle ones hold no buffer. A direction yields after [`YIELD_AFTER`] bytes.
+
+mod downlink;
+mod uplink;
+
+use std::future::Future;
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use socket2::SockRef;
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::{AppStream, Pressure};
+use crate::telemetry::connections::{ByteCounts, ResponseFlag};
+
+/// Bytes after which a direction lets others run.
+const YIELD_AFTER: usize = 256 << 10;
+
+/// Why a connection did not end in order.
+#[derive(Debug, Error)]
+pub enum CopyError {
+    /// The application's side reset its connection.
+    #[error("the {side} reset the connection: {error}")]
+    AppReset {
+        /// Which application.
+        side: Side,
+        /// The kernel's words.
+        error: io::Error,
+    },
+    /// The other agent reset the stream.
+    #[error("the other side of the tunnel reset the stream: {0}")]
+    StreamReset(h2::Reason),
+    /// The tunnel's connection failed.
+    #[error("the tunnel broke: {0} (did the other agent, its node or its network go away?)")]
+    TunnelBroken(String),
+    /// The other agent did not open the stream.
+    #[error("the destination's agent refused with status {status}: {hint}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What to look at.
+        hint: &'static str,
+    },
+}
+
+impl CopyError {
+    /// What Istio's `response_flags` and ours call it.
+    pub fn flag(&self) -> ResponseFlag {
+        match self {
+            CopyError::Refused { status: 503, .. } => ResponseFlag::Connect,
+            CopyError::Refused { .. } => ResponseFlag::Deny,
+            _ => ResponseFlag::Reset,
+        }
+    }
+
+    /// A short fixed word: the metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            CopyError::AppReset {
+                side: Side::Client, ..
+            } => "client_reset",
+            CopyError::AppReset {
+                side: Side::Server, ..
+            } => "server_reset",
+            CopyError::StreamReset(_) => "stream_reset",
+            CopyError::TunnelBroken(_) => "tunnel_broken",
+            CopyError::Refused { status: 400, .. } => "refused_400",
+            CopyError::Refused { status: 401, .. } => "refused_401",
+            CopyError::Refused { status: 503, .. } => "refused_503",
+            CopyError::Refused { .. } => "refused",
+        }
+    }
+
+    /// From a CONNECT's status other than 200.
+    pub fn refused(status: u16) -> Self {
+        let hint = match status {
+            400 => "the address is not that pod's (any more), or the request is none that it understands",
+            401 => "a policy of the destination denies it (see its agent's log)",
+            503 => "the application does not listen there, or the pod is gone",
+            _ => "see the log of the destination's agent",
+        };
+        CopyError::Refused { status, hint }
+    }
+}
+
+impl From<h2::Error> for CopyError {
+    fn from(error: h2::Error) -> Self {
+        match error.reason() {
+            Some(reason) if error.is_reset() => CopyError::StreamReset(reason),
+            _ => CopyError::TunnelBroken(error.to_string()),
+        }
+    }
+}
+
+/// Which application a socket leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that opened the connection.
+    Client,
+    /// The one that was addressed.
+    Server,
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Side::Client => "client",
+            Side::Server => "server",
+        })
+    }
+}
+
+impl Side {
+    /// Counts bytes that came from this application.
+    fn count_from(self, counts: &ByteCounts, bytes: usize) {
+        match self {
+            Side::Client => counts.add_received(bytes as u64),
+            Side::Server => counts.add_sent(bytes as u64),
+        }
+    }
+
+    /// The other application.
+    fn other(self) -> Self {
+        match self {
+            Side::Client => Side::Server,
+            Side::Server => Side::Client,
+        }
+    }
+}
+
+/// One application's socket, and which application that is.
+#[derive(Clone, Copy, Debug)]
+struct App<'a> {
+    tcp: &'a TcpStream,
+    side: Side,
+}
+
+impl App<'_> {
+    fn failed(&self, error: io::Error) -> CopyError {
+        CopyError::AppReset {
+            side: self.side,
+            error,
+        }
+    }
+
+    /// Resolves when the application resets its connection, whatever else is going on, also when nobody reads or writes.
+    async fn aborted(&self) -> CopyError {
+        let error = match self.tcp.ready(Interest::ERROR).await {
+            Ok(_) => match self.tcp.take_error() {
+                Ok(Some(error)) | Err(error) => error,
+                Ok(None) => io::ErrorKind::ConnectionReset.into(),
+            },
+            Err(error) => error,
+        };
+        self.failed(error)
+    }
+
+    /// Tells the application that no more comes.
+    fn end(&self) -> Result<(), CopyError> {
+        SockRef::from(self.tcp)
+            .shutdown(Shutdown::Write)
+            .map_err(|e| self.failed(e))
+    }
+}
+
+/// Resolves when the application resets its connection, whatever it is that we wait for meanwhile.
+pub async fn aborted(app: &AppStream, side: Side) -> CopyError {
+    App { tcp: app.tcp(), side }.aborted().await
+}
+
+/// Carries `app` over a stream until both directions have ended. `side` is the application behind `app`; `opened` yields the
+/// receiving half, as soon as the other agent has accepted (for an accepted stream: at once).
+///
+/// On success `app` is closed in order; on failure it is reset, and so is the stream.
+///
+/// # Errors
+/// See [`CopyError`].
+pub async fn carry(
+    app: AppStream,
+    side: Side,
+    mut send: SendStream<Bytes>,
+    opened: impl Future<Output = Result<RecvStream, CopyError>>,
+    pressure: &Arc<Pressure>,
+    counts: &ByteCounts,
+) -> Result<(), CopyError> {
+    let end = App { tcp: app.tcp(), side };
+    let outcome = {
+        let both = async {
+            tokio::try_join!(uplink::run(end, &mut send, pressure, counts), async {
+                downlink::run(end, opened.await?, counts).await
+            },)
+        };
+        tokio::select! {
+            biased;
+            outcome = both => outcome.map(|_| ()),
+            error = end.aborted() => Err(error),
+        }
+    };
+    match outcome {
+        Ok(()) => {
+            app.finish();
+            Ok(())
+        }
+        Err(error) => {
+            send.send_reset(h2::Reason::CANCEL);
+            Err(error)
+        }
+    }
+}
+
+/// Carries bytes between two sockets until both directions have ended.
+///
+/// On success both are closed in order; on failure both are reset.
+///
+/// # Errors
+/// [`CopyError::AppReset`], of either side.
+pub async fn splice(client: AppStream, server: AppStream, counts: &ByteCounts) -> Result<(), CopyError> {
+    let (from, to) = (
+        App {
+            tcp: client.tcp(),
+            side: Side::Client,
+        },
+        App {
+            tcp: server.tcp(),
+            side: Side::Server,
+        },
+    );
+    tokio::select! {
+        biased;
+        outcome = async { tokio::try_join!(pump(from, to, counts), pump(to, from, counts)) } => outcome.map(|_| ()),
+        error = from.aborted() => Err(error),
+        error = to.aborted() => Err(error),
+    }?;
+    client.finish();
+    server.finish();
+    Ok(())
+}
+
+/// One direction of [`splice`].
+async fn pump(from: App<'_>, to: App<'_>, counts: &ByteCounts) -> Result<(), CopyError> {
+    let mut turn = Turn::default();
+    loop {
+        from.tcp.readable().await.map_err(|e| from.failed(e))?;
+        let (bytes, rest) = match uplink::with_scratch(|scratch| relay(from, to, scratch))? {
+            Relayed::Nothing => continue,
+            Relayed::End => return to.end(),
+            Relayed::Bytes { read, rest } => (read, rest),
+        };
+        write_all(to, &rest).await?;
+        from.side.count_from(counts, bytes);
+        turn.took(bytes).await;
+    }
+}
+
+/// What one read and one write did.
+enum Relayed {
+    Nothing,
+    End,
+    Bytes { read: usize, rest: Vec<u8> },
+}
+
+fn relay(from: App<'_>, to: App<'_>, scratch: &mut [u8]) -> Result<Relayed, CopyError> {
+    let read = match from.tcp.try_read(scratch) {
+        Ok(0) => return Ok(Relayed::End),
+        Ok(read) => read,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Relayed::Nothing),
+        Err(e) => return Err(from.failed(e)),
+    };
+    let bytes = scratch.get(..read).unwrap_or_default();
+    let written = match to.tcp.try_write(bytes) {
+        Ok(written) => written,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+        Err(e) => return Err(to.failed(e)),
+    };
+    let rest = bytes.get(written..).unwrap_or_default().to_vec();
+    Ok(Relayed::Bytes { read, rest })
+}
+
+async fn write_all(to: App<'_>, mut rest: &[u8]) -> Result<(), CopyError> {
+    while !rest.is_empty() {
+        to.tcp.writable().await.map_err(|e| to.failed(e))?;
+        match to.tcp.try_write(rest) {
+            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(to.failed(e)),
+        }
+    }
+    Ok(())
+}
+
+/// Lets others run once a direction has carried [`YIELD_AFTER`] bytes.
+#[derive(Debug, Default)]
+struct Turn {
+    bytes: usize,
+}
+
+impl Turn {
+    async fn took(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= YIELD_AFTER {
+            self.bytes = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

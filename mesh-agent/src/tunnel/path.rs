@@ -1,0 +1,132 @@
+//! What every connection's task shares: the agent's state, its pod, and the means to start tasks that cost only themselves.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::FutureExt;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Pool;
+use crate::capture::{FlowTable, Pod};
+use crate::identity::Identities;
+use crate::state::SnapshotCell;
+use crate::telemetry::connections::ConnectionLog;
+
+/// Budgets that keep one pod from using up what all share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of one pod that one worker carries at a time, over all roles. More are reset.
+    pub connections_per_pod: usize,
+    /// TLS handshakes that one worker does at a time, over all pods. More wait in line.
+    pub handshakes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_per_pod: 32_768,
+            handshakes: 64,
+        }
+    }
+}
+
+/// What the data path reads and writes of the rest of the agent.
+#[derive(Clone)]
+pub struct DataPath {
+    /// The state of the mesh.
+    pub snapshots: Arc<SnapshotCell>,
+    /// What captured connections asked for.
+    pub flows: Arc<dyn FlowTable>,
+    /// The pods' certificates.
+    pub identities: Arc<Identities>,
+    /// Where connections are counted and logged.
+    pub log: Arc<ConnectionLog>,
+    /// Budgets.
+    pub limits: Limits,
+}
+
+/// Starts tasks; counts those that run and those that panicked.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    panics: Arc<AtomicU64>,
+}
+
+impl Tasks {
+    /// Runs `work` as a task of the current runtime until it ends or `stop` is cancelled. A panic in it ends it alone.
+    pub fn spawn(&self, stop: CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(self.guarded(stop, work));
+    }
+
+    /// As [`Tasks::spawn`], on another thread's runtime.
+    pub fn spawn_on(
+        &self,
+        runtime: &Handle,
+        stop: CancellationToken,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.tracker.spawn_on(self.guarded(stop, work), runtime);
+    }
+
+    fn guarded(
+        &self,
+        stop: CancellationToken,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let panics = Arc::clone(&self.panics);
+        async move {
+            let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                outcome = &mut work => if let Err(panic) = outcome {
+                    panics.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(panic = panic_text(&*panic), "a connection's task panicked; the connection is reset");
+                }
+            }
+        }
+    }
+
+    /// How many tasks have panicked.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+
+    /// How many tasks run.
+    pub fn running(&self) -> usize {
+        self.tracker.len()
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
+}
+
+/// A pod on one worker.
+pub struct PodContext {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// The agent's state.
+    pub path: Arc<DataPath>,
+    /// The worker's tunnel connections.
+    pub pool: Arc<Pool>,
+    /// The worker's tasks.
+    pub tasks: Tasks,
+    /// Cancelled when the pod is retired or the worker ends: connections end at once.
+    pub stop: CancellationToken,
+    /// Cancelled when the worker drains: no new connections and streams, live ones go on.
+    pub drain: CancellationToken,
+    /// The worker's TLS handshakes at a time.
+    pub handshakes: Arc<tokio::sync::Semaphore>,
+    /// The pod's connections on this worker.
+    pub connections: Arc<tokio::sync::Semaphore>,
+}

@@ -1,0 +1,84 @@
+//! Accept loops: one per pod, role and worker.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_common::{HBONE_PORT, Role};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::capture::Listener;
+use crate::tunnel::{AppStream, PodContext};
+use crate::{inbound, outbound};
+
+/// First and longest pause after an accept that failed for want of something.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// Accepts until the pod is retired or the worker drains.
+pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
+    let role = listener.role;
+    let listener = match listener
+        .socket
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(listener.socket))
+    {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(pod = %context.pod.uid, ?role, %error, "a listener cannot be polled: its connections are refused");
+            return;
+        }
+    };
+    let mut pause = PAUSE.0;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = context.drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, _)) => {
+                pause = PAUSE.0;
+                start(&context, role, tcp);
+            }
+            Err(error) if is_passing(&error) => {}
+            Err(error) => {
+                tracing::warn!(pod = %context.pod.uid, ?role, %error, ?pause, "accept failed: pausing (are descriptors used up?)");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE.1);
+            }
+        }
+    }
+}
+
+/// Whether the failure is that of one connection, not of the listener.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, TimedOut, WouldBlock};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted | TimedOut | WouldBlock
+    ) || matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH)
+    )
+}
+
+/// Gives a connection its task, within the pod's budget.
+fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream) {
+    let Ok(place) = Arc::clone(&context.connections).try_acquire_owned() else {
+        tracing::warn!(pod = %context.pod.uid, ?role, limit = context.path.limits.connections_per_pod,
+            "the pod's connection budget on this worker is used up: reset");
+        drop(AppStream::new(tcp));
+        return;
+    };
+    // Fails only when the connection is gone, which its task finds out.
+    let _ = tcp.set_nodelay(true);
+    let for_task = Arc::clone(context);
+    context.tasks.spawn(context.stop.clone(), async move {
+        match role {
+            Role::Outbound => outbound::handle(for_task, tcp).await,
+            Role::Inbound => inbound::plaintext::handle(for_task, tcp).await,
+            Role::Tunnel => inbound::tunnel::handle(for_task, tcp, HBONE_PORT).await,
+        }
+        drop(place);
+    });
+}
