@@ -219,7 +219,7 @@ impl Agent {
         let mut command = Command::new(path);
         command
             .args(args)
-            .env("MESH_ADMIN_SOCKET", &self.builder.admin_socket);
+            .env("MESH_AGENT_ADMIN_SOCKET", &self.builder.admin_socket);
         run(&mut command, Duration::from_secs(10))
     }
 

@@ -15,6 +15,7 @@ mod node;
 mod observe;
 mod peer;
 mod process;
+mod scene;
 mod world;
 
 pub use agent::{Agent, AgentBuilder, Metrics, agent_binary};
@@ -25,7 +26,8 @@ pub use cgroup::{Cgroup, cgroup2_mount};
 pub use manifests::Manifests;
 pub use netns::Netns;
 pub use node::{Node, Pod, PodSpec};
-pub use observe::{KernelObjects, map_entries, maps_of, sockets};
+pub use observe::{KernelObjects, attached_to, map_entries, sockets};
 pub use peer::{PeerServer, peer_client};
 pub use process::{JoinExt, Output, Proc, run, wait_for};
+pub use scene::{MESH, NEAR4, OWN4, OWN6, Scene, TRUST_DOMAIN, WEB4, WEB6, id};
 pub use world::World;

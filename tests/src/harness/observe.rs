@@ -1,6 +1,6 @@
 //! Observers from outside: what the kernel holds by bpftool, what sockets there are by ss.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,40 +11,72 @@ use serde_json::Value;
 use super::netns::Netns;
 use super::process::{JoinExt, run};
 
-/// The ids of all BPF objects of the kernel.
+/// BPF objects of the kernel: kind (`prog`, `map`, `link`) and id. Ids are not used again soon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelObjects {
-    /// By kind (`prog`, `map`, `link`): id and name.
-    objects: BTreeMap<&'static str, BTreeSet<(u64, String)>>,
+    objects: BTreeSet<(&'static str, u64)>,
 }
 
 impl KernelObjects {
-    /// What there is now.
+    /// What process `pid` holds descriptors of, from `/proc/PID/fdinfo`.
     ///
     /// # Errors
-    /// When bpftool is missing or fails.
-    pub fn now() -> Result<Self> {
-        let kinds = ["prog", "map", "link"];
-        let objects = kinds
-            .into_iter()
-            .map(|kind| Ok((kind, list(kind)?)))
-            .collect::<Result<_>>()?;
-        Ok(Self { objects })
-    }
-
-    /// What is there now and was not `before`: kind, id and name.
-    pub fn since(&self, before: &Self) -> Vec<String> {
-        let mut new = Vec::new();
-        for (kind, now) in &self.objects {
-            let old = before.objects.get(kind);
-            for one in now {
-                if !old.is_some_and(|old| old.contains(one)) {
-                    new.push(format!("{kind} {} {}", one.0, one.1));
+    /// When the process is gone.
+    pub fn of(pid: u32) -> Result<Self> {
+        let dir = format!("/proc/{pid}/fdinfo");
+        let mut objects = BTreeSet::new();
+        for entry in std::fs::read_dir(Path::new(&dir))
+            .with_context(|| format!("cannot read {dir}"))?
+            .flatten()
+        {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            for line in text.lines() {
+                for (field, kind) in [("prog_id:", "prog"), ("map_id:", "map"), ("link_id:", "link")] {
+                    if let Some(id) = line.strip_prefix(field).and_then(|id| id.trim().parse().ok()) {
+                        objects.insert((kind, id));
+                    }
                 }
             }
         }
-        new
+        Ok(Self { objects })
     }
+
+    /// How many of a kind there are.
+    pub fn count(&self, kind: &str) -> usize {
+        self.objects.iter().filter(|(found, _)| *found == kind).count()
+    }
+
+    /// Those that the kernel still has, by bpftool, with their names.
+    ///
+    /// # Errors
+    /// When bpftool is missing or fails.
+    pub fn still_there(&self) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        for kind in ["prog", "map", "link"] {
+            let there = list(kind)?;
+            left.extend(
+                there
+                    .into_iter()
+                    .filter(|(id, _)| self.objects.contains(&(kind, *id)))
+                    .map(|(id, name)| format!("{kind} {id} {name}")),
+            );
+        }
+        Ok(left)
+    }
+}
+
+/// The programs attached to a cgroup, by bpftool: type and name.
+///
+/// # Errors
+/// When bpftool is missing or fails.
+pub fn attached_to(cgroup: &Path) -> Result<Vec<String>> {
+    let answer = bpftool(&["cgroup", "show", &cgroup.to_string_lossy()])?;
+    Ok(answer
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|one| format!("{} {}", one["attach_type"], one["name"]))
+        .collect())
 }
 
 fn bpftool(args: &[&str]) -> Result<Value> {
@@ -72,43 +104,21 @@ fn list(kind: &str) -> Result<BTreeSet<(u64, String)>> {
         .collect())
 }
 
-/// The number of entries of a pinned or named map, by bpftool. `like` is the map's name (the kernel keeps 15 characters of it).
+/// The number of entries of the map called `name` (the kernel keeps 15 characters of it) among those that a process holds, by bpftool.
 ///
 /// # Errors
 /// When there is no such map.
-pub fn map_entries(like: &str, among: &[u64]) -> Result<usize> {
-    let name: String = like.chars().take(15).collect();
+pub fn map_entries(name: &str, among: &KernelObjects) -> Result<usize> {
+    let name: String = name.chars().take(15).collect();
     let mut count = None;
     for (id, _) in list("map")?
         .into_iter()
-        .filter(|(id, found)| *found == name && among.contains(id))
+        .filter(|(id, found)| *found == name && among.objects.contains(&("map", *id)))
     {
         let dump = bpftool(&["map", "dump", "id", &id.to_string()])?;
         count = Some(count.unwrap_or(0) + dump.as_array().map_or(0, Vec::len));
     }
     count.with_context(|| format!("no map called {name}"))
-}
-
-/// The ids of the maps that process `pid` holds, from `/proc/PID/fdinfo`.
-///
-/// # Errors
-/// When the process is gone.
-pub fn maps_of(pid: u32) -> Result<Vec<u64>> {
-    let dir = format!("/proc/{pid}/fdinfo");
-    let mut ids = Vec::new();
-    for entry in std::fs::read_dir(Path::new(&dir))
-        .with_context(|| format!("cannot read {dir}"))?
-        .flatten()
-    {
-        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-        ids.extend(
-            text.lines()
-                .filter_map(|line| line.strip_prefix("map_id:")?.trim().parse::<u64>().ok()),
-        );
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
 }
 
 /// What `ss -Htan` says in a namespace, a line per socket.
