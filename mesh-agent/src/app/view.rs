@@ -49,9 +49,9 @@ impl AgentView {
     pub(super) fn readings(&self) -> Readings {
         let snapshot = self.snapshots.load();
         let pods = pod_counts(&snapshot, &self.capture.states());
-        let seconds = |(id, at): (_, SystemTime)| {
+        let seconds = |(id, at): (mesh_core::model::SpiffeId, SystemTime)| {
             let at = Timestamp::try_from(at).map_or(0, Timestamp::as_second);
-            (std::string::ToString::to_string::<mesh_core::model::SpiffeId>(&id), at)
+            (id.to_string(), at)
         };
         Readings {
             snapshot_version: snapshot.version(),
