@@ -229,10 +229,14 @@ pub enum Counter {
     DroppedNoPod = 13,
     /// UDP associations of enrolled pods (connected sockets): pass.
     UdpPassed = 14,
+    /// Stream sockets of another protocol than TCP (MPTCP): refused, because they cannot be captured.
+    ConnectRefusedProtocol = 15,
+    /// Applications' accepted sockets that were given their real client.
+    ClientsShown = 16,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 15;
+pub const COUNTERS: u32 = 17;
 
 impl Counter {
     /// All counters with the names that `meshctl` and the metrics show.
@@ -252,8 +256,55 @@ impl Counter {
         (Counter::DroppedNoListener, "dropped_no_listener"),
         (Counter::DroppedNoPod, "dropped_no_pod"),
         (Counter::UdpPassed, "udp_passed"),
+        (Counter::ConnectRefusedProtocol, "connect_refused_protocol"),
+        (Counter::ClientsShown, "clients_shown"),
     ];
 }
+
+/// Names of the maps, as the BPF objects declare them and as they are pinned.
+pub mod maps {
+    /// Hash: netns cookie (u64) → [`PodEntry`](super::PodEntry).
+    pub const PODS: &str = "PODS";
+    /// Hash: [`OwnKey`](super::OwnKey) → u32 (1).
+    pub const OWN: &str = "OWN";
+    /// Socket storage: [`Peer`](super::Peer) with its kind.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// Hash: [`FlowKey`](super::FlowKey) → [`Peer`](super::Peer), the original destination.
+    pub const HANDOFF: &str = "HANDOFF";
+    /// Hash: [`FlowKey`](super::FlowKey) → [`Peer`](super::Peer), the real client.
+    pub const DELIVERIES: &str = "DELIVERIES";
+    /// SOCKMAP: [`listener_index`](super::listener_index) → listener.
+    pub const LISTENERS: &str = "LISTENERS";
+    /// Per-CPU array: [`Counter`](super::Counter) → u64.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// All of them.
+    pub const ALL: [&str; 7] = [PODS, OWN, SOCKETS, HANDOFF, DELIVERIES, LISTENERS, COUNTERS];
+}
+
+/// Names of the programs in the BPF objects.
+pub mod programs {
+    /// `cgroup/connect4` on a pod's cgroup.
+    pub const CONNECT4: &str = "capture_connect4";
+    /// `cgroup/connect6` on a pod's cgroup.
+    pub const CONNECT6: &str = "capture_connect6";
+    /// `cgroup/getpeername4` on a pod's cgroup.
+    pub const GETPEERNAME4: &str = "show_peer4";
+    /// `cgroup/getpeername6` on a pod's cgroup.
+    pub const GETPEERNAME6: &str = "show_peer6";
+    /// `sockops` on a pod's cgroup.
+    pub const POD_SOCK_OPS: &str = "pod_sock_ops";
+    /// `sockops` on the agent's own cgroup.
+    pub const AGENT_SOCK_OPS: &str = "agent_sock_ops";
+    /// `sk_lookup` on a pod's netns.
+    pub const SK_LOOKUP: &str = "steer";
+    /// The read-only global of the pod object: a [`PodConst`](super::PodConst).
+    pub const POD_CONST: &str = "POD";
+}
+
+/// Addresses that all pods of a node may have of their own.
+pub const MAX_OWN: u32 = 16 * 1024;
+/// Connections that may be under way between a pod's `connect` and the agent's `accept`; deliveries likewise.
+pub const MAX_FLOWS: u32 = 32 * 1024;
 
 #[cfg(feature = "user")]
 mod user {

@@ -1,7 +1,24 @@
 //! Steers the sockets of enrolled pods into the agent: loads the BPF programs, attaches them per pod, owns what is in the kernel.
 //! Never decides where a connection goes.
 
+mod bpffs;
+mod cgroup;
+mod checks;
+pub mod enroller;
+mod error;
+mod flows;
+#[cfg(test)]
+pub(crate) mod memory;
+mod mounts;
+mod netns;
+mod node;
+mod objects;
+mod pod;
 mod sockets;
+mod status;
+mod sys;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +29,13 @@ use mesh_common::Role;
 use mesh_core::model::{SpiffeId, WorkloadUid};
 use thiserror::Error;
 
+pub use bpffs::default_dir;
+pub use checks::{Check, Outcome, checks};
+pub use error::{CaptureError, EnrolError};
+pub use node::{Capture, CaptureOptions, CaptureState, unload};
+pub use pod::PodSpec;
 pub use sockets::{Family, SocketSource};
+pub use status::{CaptureStatus, LinkStatus, MapStatus, PodStatus, ProgramStatus};
 
 /// An enrolled pod, as the data path knows it.
 pub struct Pod {

@@ -1,1 +1,6 @@
-//! Placeholder: see ARCHITECTURE.md.
+//! The command lines of `mesh-agent` and `meshctl`: flags, exit codes, tables. Decides nothing about traffic.
+
+pub mod agent;
+pub mod exit;
+pub mod meshctl;
+mod render;

@@ -23,7 +23,7 @@ use super::{IssueError, Issuer, schedule};
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many certificates are asked for at a time.
 const CONCURRENT_ISSUES: usize = 4;
-/// The wall clock is looked at this often at least: it may be set.
+/// The wall clock, which may be set, and the trust bundle are looked at this often at least.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// Why there is no certificate.
@@ -139,9 +139,10 @@ impl Identities {
         self.wanted.store(Arc::new(next));
     }
 
-    /// Renews certificates until `shutdown`. Run once, off the data path.
+    /// Renews certificates, and follows the issuer's trust bundle, until `shutdown`. Run once, off the data path.
     pub async fn run(&self, shutdown: CancellationToken) {
         loop {
+            self.refresh_bundle();
             let now = SystemTime::now();
             let due = self.due(now);
             let renewals =
@@ -214,17 +215,20 @@ impl Identities {
         let wanted = self.wanted.load();
         wanted
             .values()
-            .filter(|entry| self.is_due(entry, now))
+            .filter(|entry| Self::is_due(entry, now))
             .cloned()
             .collect()
     }
 
-    /// Its time has come, or the clock was set so far back that the time or the certificate makes no sense any more.
-    fn is_due(&self, entry: &Entry, now: SystemTime) -> bool {
+    /// Its time has come; or the clock was set so far back that the certificate is not valid any more, or that the next attempt
+    /// lies farther off than any delay between attempts.
+    fn is_due(entry: &Entry, now: SystemTime) -> bool {
         let Progress { next, failures, .. } = *entry.progress();
-        let senseless = now.checked_add(self.lifetime).is_some_and(|latest| next > latest);
-        let unusable = failures == 0 && !entry.tls.valid_at(now);
-        next <= now || senseless || unusable
+        let stranded = match failures {
+            0 => !entry.tls.valid_at(now),
+            _ => next > now + schedule::LONGEST_RETRY,
+        };
+        next <= now || stranded
     }
 
     fn until_next(&self, now: SystemTime) -> Duration {
@@ -240,7 +244,7 @@ impl Identities {
         let now = SystemTime::now();
         let done_meanwhile = match when {
             When::Invalid => entry.tls.valid_at(now),
-            When::Due => !self.is_due(entry, now),
+            When::Due => !Self::is_due(entry, now),
         };
         if done_meanwhile {
             return Ok(());

@@ -81,7 +81,8 @@ pub trait Issuer: Send + Sync {
     /// See [`IssueError`].
     fn issue(&self, id: &SpiffeId, lifetime: Duration) -> Result<IssuedCertificate, IssueError>;
 
-    /// The certificates that peers' chains must lead to; DER. Asked again with every issuance: it may change.
+    /// The certificates that peers' chains must lead to; DER. It may change, and is asked for at least every 30 seconds:
+    /// answer from memory.
     fn trust_bundle(&self) -> Vec<CertificateDer<'static>>;
 
     /// What people call this issuer, for `meshctl certs`.

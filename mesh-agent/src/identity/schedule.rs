@@ -13,7 +13,7 @@ const SOONEST: Duration = Duration::from_millis(200);
 /// First delay after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// Longest delay between attempts.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// The longest delay is never below this, however short the certificates live.
 const SHORTEST_CAP: Duration = Duration::from_secs(1);
 

@@ -29,6 +29,7 @@ struct Anchors {
 
 impl Anchors {
     fn new(ders: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
+        let ders = in_order(ders);
         let mut roots = RootCertStore::empty();
         for der in &ders {
             roots.add(der.clone())?;
@@ -47,6 +48,13 @@ impl Anchors {
         };
         Ok(Self { ders, roots, clients })
     }
+}
+
+/// So that bundles compare as the sets they are.
+fn in_order(mut ders: Vec<CertificateDer<'static>>) -> Vec<CertificateDer<'static>> {
+    ders.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+    ders.dedup();
+    ders
 }
 
 /// What all identities of the node believe: one trust bundle, exchanged while in use, and the names of the trust domain.
@@ -80,7 +88,7 @@ impl Trust {
 
     /// Puts another bundle in force; says whether it differs. On error the old one stays.
     pub(super) fn replace_bundle(&self, bundle: Vec<CertificateDer<'static>>) -> Result<bool, Error> {
-        if self.anchors.load().ders == bundle {
+        if self.anchors.load().ders == in_order(bundle.clone()) {
             return Ok(false);
         }
         self.anchors

@@ -1,1 +1,88 @@
-//! Placeholder: see ARCHITECTURE.md.
+//! Where the configuration comes from, and how it becomes the snapshot in force.
+//!
+//! A [`ConfigurationSource`] watches something (a directory of files; later a Kubernetes API server) and reports, whenever it changes,
+//! everything it holds. The [`Publisher`] puts the reports of all sources together, builds a snapshot off the data path and publishes it.
+//! Nothing here judges documents (mesh-core does) or decides about connections.
+
+mod files;
+mod ledger;
+mod publisher;
+mod scan;
+mod status;
+
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+
+use mesh_core::manifest::{Accepted, Notice, Rejection};
+use thiserror::Error;
+
+pub use files::FileSource;
+pub use publisher::Publisher;
+pub use status::{FileStatus, SourceState, SourceStatus, StatusReader};
+
+/// Why the configuration cannot be watched at all.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// The directory is not there or may not be read.
+    #[error("the configuration directory {path} cannot be read: {error}; see --config-dir")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// No thread could be started.
+    #[error("no thread for {what} could be started: {error}; is the limit of threads or memory reached?")]
+    Thread {
+        /// What the thread was to do.
+        what: &'static str,
+        /// What the system says.
+        error: std::io::Error,
+    },
+}
+
+/// Everything that a source holds at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The objects in force, in order of precedence: of two with one name the first holds.
+    pub accepted: Vec<Accepted>,
+    /// Documents that are not in force.
+    pub rejections: Vec<Rejection>,
+    /// What there is to say that belongs to no accepted object.
+    pub notices: Vec<Notice>,
+    /// The files read, for sources that read files.
+    pub files: Vec<FileStatus>,
+}
+
+/// Where a source puts its reports.
+#[derive(Clone, Debug)]
+pub struct ReportSink {
+    source: usize,
+    sender: Sender<publisher::Message>,
+}
+
+impl ReportSink {
+    /// Replaces what this source said before. Never blocks; once the publisher is gone it does nothing.
+    pub fn send(&self, report: Report) {
+        let message = publisher::Message::Report {
+            source: self.source,
+            report,
+        };
+        drop(self.sender.send(message));
+    }
+}
+
+/// Keeps a source going; it stops when this is dropped.
+pub trait RunningSource: Send {}
+
+/// Something that configuration comes from.
+pub trait ConfigurationSource {
+    /// What to call it in messages, such as `directory /etc/mesh`.
+    fn name(&self) -> String;
+
+    /// Starts to watch. What is there already is reported before this returns, as far as it can be had at once.
+    ///
+    /// # Errors
+    /// When it cannot be watched at all. Everything that goes wrong later is part of the reports.
+    fn start(self: Box<Self>, sink: ReportSink) -> Result<Box<dyn RunningSource>, SourceError>;
+}

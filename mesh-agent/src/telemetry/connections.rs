@@ -1,10 +1,19 @@
-//! The live connections: each has a guard; dropping the guard counts it, logs it and forgets it.
+//! The live connections: each has a guard; dropping the guard counts it, logs it and forgets it. Never decides anything.
+//!
+//! Written from the data path: a connection's guard touches its thread's own shard, so workers do not meet each other. Bytes are
+//! counted by the copy loops in [`ByteCounts`] alone; readers carry what was added since into the counters.
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use mesh_core::model::{Service, SpiffeId, Workload};
+
+use super::access_log;
+use super::traffic::{Failures, Handshakes, Series, SeriesKey, Traffic};
 
 /// Which side of a connection this agent is on; Istio's `reporter` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -14,6 +23,16 @@ pub enum Reporter {
     Source,
     /// The server's node.
     Destination,
+}
+
+impl Reporter {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reporter::Source => "source",
+            Reporter::Destination => "destination",
+        }
+    }
 }
 
 /// How the bytes of a connection travel between nodes.
@@ -92,40 +111,259 @@ pub enum ResponseFlag {
     UnknownFlow,
 }
 
+impl ResponseFlag {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [ResponseFlag; 7] = [
+        ResponseFlag::Deny,
+        ResponseFlag::Connect,
+        ResponseFlag::TlsFailure,
+        ResponseFlag::H2HandshakeFailure,
+        ResponseFlag::IdentityError,
+        ResponseFlag::Reset,
+        ResponseFlag::UnknownFlow,
+    ];
+
+    /// The name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ResponseFlag::Deny => "DENY",
+            ResponseFlag::Connect => "CONNECT",
+            ResponseFlag::TlsFailure => "TLS_FAILURE",
+            ResponseFlag::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
+            ResponseFlag::IdentityError => "IDENTITY_ERROR",
+            ResponseFlag::Reset => "RESET",
+            ResponseFlag::UnknownFlow => "UNKNOWN_FLOW",
+        }
+    }
+}
+
+/// What went wrong with one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The class.
+    pub flag: ResponseFlag,
+    /// A short fixed word.
+    pub reason: &'static str,
+    /// For people: who failed and what to look at.
+    pub message: String,
+}
+
+/// A connection of the table, as readers see it.
+#[derive(Debug)]
+pub struct Live {
+    /// Unique within this agent's run.
+    pub id: u64,
+    /// What it was opened with.
+    pub info: ConnectionInfo,
+    /// Its bytes so far.
+    pub counts: Arc<ByteCounts>,
+    /// When it was opened.
+    pub opened_at: SystemTime,
+    opened: Instant,
+    series: Arc<Series>,
+    /// How much of `counts` the metrics have already.
+    carried: ByteCounts,
+}
+
+impl Live {
+    /// How long it has been open.
+    pub fn age(&self) -> std::time::Duration {
+        self.opened.elapsed()
+    }
+
+    /// Carries the bytes added since the last time into the metrics. Safe to call from several threads at once: each byte is carried once.
+    fn carry(&self) {
+        let since = |now: &AtomicU64, before: &AtomicU64| {
+            let now = now.load(Ordering::Relaxed);
+            now.saturating_sub(before.fetch_max(now, Ordering::Relaxed))
+        };
+        self.series.add_bytes(
+            since(&self.counts.received, &self.carried.received),
+            since(&self.counts.sent, &self.carried.sent),
+        );
+    }
+}
+
+/// How many shards the table has. Threads take them in turns, so with up to this many workers nobody shares one.
+const SHARDS: usize = 16;
+
+#[derive(Debug, Default)]
+struct Shard {
+    live: HashMap<u64, Arc<Live>>,
+    series: HashMap<SeriesKey, Arc<Series>>,
+    opened: u64,
+}
+
+/// One shard on cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Padded(Mutex<Shard>);
+
+impl Padded {
+    fn lock(&self) -> MutexGuard<'_, Shard> {
+        // A panic while the lock was held leaves a map that is whole: every change is one insert or remove.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The live connections of the agent and the counters over them.
 #[derive(Debug, Default)]
-pub struct ConnectionLog {}
+pub struct ConnectionLog {
+    shards: [Padded; SHARDS],
+    traffic: Traffic,
+    failures: Failures,
+    handshakes: Handshakes,
+}
 
 impl ConnectionLog {
     /// Enters a connection. It is counted as opened now; as closed, and logged, when the guard is dropped.
     pub fn open(self: &Arc<Self>, info: ConnectionInfo) -> Connection {
-        Connection {
+        let index = shard_of_this_thread();
+        let mut shard = self.shards[index].lock();
+        let key = SeriesKey::of(&info);
+        let series = match shard.series.get(&key) {
+            Some(series) => series.clone(),
+            None => {
+                let series = self.traffic.resolve(&info);
+                shard.series.insert(key, series.clone());
+                series
+            }
+        };
+        series.opened();
+        shard.opened += 1;
+        let live = Arc::new(Live {
+            id: shard.opened * SHARDS as u64 + index as u64,
             info,
             counts: Arc::default(),
+            opened_at: SystemTime::now(),
+            opened: Instant::now(),
+            series,
+            carried: ByteCounts::default(),
+        });
+        shard.live.insert(live.id, live.clone());
+        drop(shard);
+        Connection {
+            live,
+            log: self.clone(),
+            failure: None,
         }
     }
+
+    /// Counts a finished handshake, or a failed one by reason (a short fixed word).
+    pub fn handshake(&self, role: HandshakeRole, outcome: Result<(), &'static str>) {
+        self.handshakes.count(role, outcome);
+    }
+
+    /// The live connections, the oldest first within a shard. Takes each shard's lock for as long as it takes to copy its list.
+    pub fn live(&self) -> Vec<Arc<Live>> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.extend(shard.lock().live.values().cloned());
+        }
+        all
+    }
+
+    /// How many connections are live.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().live.len()).sum()
+    }
+
+    /// Whether no connection is live.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many connections have been opened since the start.
+    pub fn opened(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.lock().opened).sum()
+    }
+
+    /// Carries the bytes of live connections into the metrics, so that a scrape sees them before the connections close.
+    pub fn carry_bytes(&self) {
+        for live in self.live() {
+            live.carry();
+        }
+    }
+
+    /// Forgets label sets of workloads that are gone. `current` says whether this very workload value is in the snapshot in force; a
+    /// label set that nothing refers to any more is kept for [`super::traffic::GRACE`] so that its last values get scraped.
+    pub fn forget_gone(&self, current: impl Fn(&Arc<Workload>) -> bool, now: Instant) {
+        for shard in &self.shards {
+            shard.lock().series.retain(|key, _| key.workloads().all(&current));
+        }
+        self.traffic.expire(now);
+    }
+
+    /// The traffic counters, for the registry.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// The counters of failures, for the registry.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// The counters of handshakes, for the registry.
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
+    }
+
+    fn close(&self, live: &Live, failure: Option<&Failure>) {
+        let index = (live.id % SHARDS as u64) as usize;
+        self.shards[index].lock().live.remove(&live.id);
+        live.carry();
+        live.series.closed(failure.map(|failure| failure.flag));
+        if let Some(failure) = failure {
+            self.failures
+                .count(live.info.reporter, failure.flag, failure.reason);
+        }
+        access_log::write(live, failure);
+    }
+}
+
+/// Threads take shards in turns at their first connection.
+fn shard_of_this_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static MINE: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
+    }
+    MINE.with(Cell::get)
 }
 
 /// Guard of a live connection.
 #[derive(Debug)]
 pub struct Connection {
-    info: ConnectionInfo,
-    counts: Arc<ByteCounts>,
+    live: Arc<Live>,
+    log: Arc<ConnectionLog>,
+    failure: Option<Failure>,
 }
 
 impl Connection {
     /// What it was opened with.
     pub fn info(&self) -> &ConnectionInfo {
-        &self.info
+        &self.live.info
     }
 
     /// Where the copy loops count its bytes.
     pub fn counts(&self) -> &Arc<ByteCounts> {
-        &self.counts
+        &self.live.counts
     }
 
     /// Marks it as failed. `message` says who failed and what to look at. The first failure stays.
-    pub fn fail(&mut self, _flag: ResponseFlag, _reason: &'static str, _message: String) {}
+    pub fn fail(&mut self, flag: ResponseFlag, reason: &'static str, message: String) {
+        self.failure.get_or_insert(Failure {
+            flag,
+            reason,
+            message,
+        });
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.log.close(&self.live, self.failure.as_ref());
+    }
 }
 
 /// Which side of a TLS handshake we were on.
@@ -137,7 +375,15 @@ pub enum HandshakeRole {
     Server,
 }
 
-impl ConnectionLog {
-    /// Counts a finished handshake, or a failed one by reason (a short fixed word).
-    pub fn handshake(&self, _role: HandshakeRole, _outcome: Result<(), &'static str>) {}
+impl HandshakeRole {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HandshakeRole::Client => "client",
+            HandshakeRole::Server => "server",
+        }
+    }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

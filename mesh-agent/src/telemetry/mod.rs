@@ -1,3 +1,13 @@
-//! What the agent tells about itself: live connections, metrics, the access log.
+//! What the agent tells about itself: live connections, metrics, the access log, readiness. Never decides about traffic.
 
+mod access_log;
 pub mod connections;
+pub mod http;
+pub mod logging;
+pub mod metrics;
+mod process;
+pub mod readiness;
+pub mod traffic;
+
+/// What stands in labels and logs where nothing is known.
+pub const UNKNOWN: &str = "unknown";

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::pki_types::ServerName;
+use rustls::server::Acceptor;
 use rustls::version::{TLS12, TLS13};
-use rustls::{AlertDescription, Error, NamedGroup};
+use rustls::{AlertDescription, CipherSuite, Error, NamedGroup};
 use tokio::io::{AsyncWriteExt as _, duplex};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 use super::fixture::{self, Claims, Root, id, install, workload};
 use super::stranger::{ORDER, PAYMENT, Stranger, address, meet};
@@ -45,6 +47,46 @@ async fn two_workloads_prove_themselves_with_the_preferred_cryptography() {
         rustls::CipherSuite::TLS13_AES_256_GCM_SHA384
     );
     assert_eq!(tls.alpn_protocol(), Some(&b"h2"[..]));
+}
+
+#[tokio::test]
+async fn peers_without_post_quantum_groups_are_met_on_what_they_know() {
+    let root = fixture::root("td");
+    let tls = workload(&root, &id(ORDER), &[]);
+    let certificate = root.leaf(&Claims::uris(&[PAYMENT]));
+    for group in [kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1] {
+        let stranger = Stranger {
+            group: Some(group),
+            ..Stranger::with(&certificate)
+        };
+        stranger.dials(&tls).await.0.unwrap();
+        stranger.is_dialled(&tls, PAYMENT).await.0.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_first_message_names_no_server_and_offers_h2_alone() {
+    let tls = workload(&fixture::root("td"), &id(ORDER), &[]);
+    let (near, far) = duplex(64 * 1024);
+    let expected = id(PAYMENT);
+    let dial = connect(&tls, &expected, address(), near);
+    let hear = async {
+        let heard = LazyConfigAcceptor::new(Acceptor::default(), far).await.unwrap();
+        let hello = heard.client_hello();
+        let alpn: Vec<Vec<u8>> = hello.alpn().unwrap().map(<[u8]>::to_vec).collect();
+        (
+            hello.server_name().map(str::to_owned),
+            alpn,
+            hello.cipher_suites().to_vec(),
+        )
+    };
+    let (_, (name, alpn, suites)) = tokio::join!(dial, hear);
+    assert_eq!((name, alpn), (None, vec![b"h2".to_vec()]));
+    let allowed = [
+        CipherSuite::TLS13_AES_256_GCM_SHA384,
+        CipherSuite::TLS13_AES_128_GCM_SHA256,
+    ];
+    assert_eq!(suites, allowed);
 }
 
 #[tokio::test]
@@ -153,6 +195,7 @@ async fn a_client_without_certificate_is_refused() {
         certificate: None,
         alpn: Some(b"h2"),
         version: &TLS13,
+        group: None,
     };
     let (ours, theirs) = stranger.dials(&tls).await;
     assert_eq!(ours.unwrap_err().reason, reason::NO_CERTIFICATE);

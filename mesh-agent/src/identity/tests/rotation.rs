@@ -169,6 +169,50 @@ async fn a_new_root_is_believed_and_the_old_one_is_not() {
     assert_eq!(server.unwrap_err().reason, reason::UNTRUSTED);
 }
 
+#[tokio::test]
+async fn a_new_root_is_noticed_without_an_issuance() {
+    let issuer = Arc::new(ScriptedIssuer::new());
+    let identities = identities(&issuer, 3600);
+    let order = id(ORDER);
+    let tls = identities.ensure(&order).await.unwrap();
+    *issuer.root.lock().unwrap() = root("next");
+    let _stop = rotate(&identities).drop_guard();
+    let epoch = tls.shared.sessions.epoch();
+    until("sessions end with the old root", || {
+        tls.shared.sessions.epoch() > epoch
+    })
+    .await;
+    assert_eq!(issuer.asked.load(Ordering::SeqCst), 1);
+}
+
+/// Hands out certificates that live longer than asked.
+struct Generous(ScriptedIssuer);
+
+impl Issuer for Generous {
+    fn issue(&self, id: &mesh_core::model::SpiffeId, _: Duration) -> Result<IssuedCertificate, IssueError> {
+        self.0.issue(id, Duration::from_secs(86_400))
+    }
+
+    fn trust_bundle(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+        self.0.trust_bundle()
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_lives_longer_than_asked_is_not_renewed_early() {
+    let issuer = Arc::new(Generous(ScriptedIssuer::new()));
+    let options = IdentityOptions {
+        lifetime: Duration::from_secs(1),
+        trust_domain: "td".parse().unwrap(),
+        aliases: Vec::new(),
+    };
+    let identities = Arc::new(Identities::new(Arc::clone(&issuer) as Arc<dyn Issuer>, options).unwrap());
+    let _stop = rotate(&identities).drop_guard();
+    identities.ensure(&id(ORDER)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(issuer.0.asked.load(Ordering::SeqCst), 1);
+}
+
 /// Hands out certificates of somebody else.
 struct Confused(ScriptedIssuer);
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mesh_core::model::SpiffeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
@@ -95,6 +95,8 @@ pub(super) struct Stranger<'a> {
     pub(super) certificate: Option<&'a IssuedCertificate>,
     pub(super) alpn: Option<&'a [u8]>,
     pub(super) version: &'static rustls::SupportedProtocolVersion,
+    /// The one key exchange it knows; `None`: all.
+    pub(super) group: Option<&'static dyn SupportedKxGroup>,
 }
 
 impl<'a> Stranger<'a> {
@@ -103,7 +105,16 @@ impl<'a> Stranger<'a> {
             certificate: Some(certificate),
             alpn: Some(b"h2"),
             version: &TLS13,
+            group: None,
         }
+    }
+
+    fn provider(&self) -> Arc<CryptoProvider> {
+        let mut provider = aws_lc_rs::default_provider();
+        if let Some(group) = self.group {
+            provider.kx_groups = vec![group];
+        }
+        Arc::new(provider)
     }
 
     fn pair(certificate: &IssuedCertificate) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
@@ -114,7 +125,7 @@ impl<'a> Stranger<'a> {
     }
 
     pub(super) fn client(&self) -> ClientConfig {
-        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let builder = ClientConfig::builder_with_provider(self.provider())
             .with_protocol_versions(&[self.version])
             .unwrap()
             .dangerous()
@@ -132,7 +143,7 @@ impl<'a> Stranger<'a> {
 
     pub(super) fn server(&self) -> ServerConfig {
         let (chain, key) = Self::pair(self.certificate.unwrap());
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let mut config = ServerConfig::builder_with_provider(self.provider())
             .with_protocol_versions(&[self.version])
             .unwrap()
             .with_no_client_auth()

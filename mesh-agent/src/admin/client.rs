@@ -1,0 +1,174 @@
+//! Asks a running agent over its admin socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use super::document::{ConnectionFilter, Failure};
+
+/// Largest answer that is read: some 100,000 connections.
+const MAX_ANSWER: usize = 128 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nothing is there.
+    #[error(
+        "no agent runs behind {path}: there is no such socket (start `mesh-agent run`, or name its socket with --socket)"
+    )]
+    Absent {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket is there, the agent is not.
+    #[error(
+        "no agent runs behind {path}: the socket is left over from an agent that is gone (start `mesh-agent run`)"
+    )]
+    Gone {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket is not ours to open.
+    #[error("not allowed to open {path}: only root may (try sudo)")]
+    Forbidden {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection failed.
+    #[error("cannot talk to the agent behind {path}: {source}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// What is behind the socket does not speak our protocol, or went away meanwhile.
+    #[error("the agent behind {path} did not answer: {why}")]
+    Protocol {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        why: String,
+    },
+    /// The agent refused.
+    #[error("the agent answered {status}: {error}")]
+    Refused {
+        /// The HTTP status.
+        status: StatusCode,
+        /// In its words.
+        error: String,
+    },
+    /// The answer has another shape.
+    #[error("the agent's answer is not understood ({0}): are agent and meshctl of one version?")]
+    Shape(#[from] serde_json::Error),
+}
+
+/// A client of one agent.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// Of the agent behind `path`.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// The bytes of the JSON document at `target`, such as `/status`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn get(&self, target: &str) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|source| self.connect_error(source))?;
+        let protocol = |error: &dyn std::fmt::Display| ClientError::Protocol {
+            path: self.path.clone(),
+            why: error.to_string(),
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| protocol(&error))?;
+        let connection = tokio::spawn(connection);
+        let request = Request::get(target)
+            .header(header::HOST, "mesh-agent")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| protocol(&error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| protocol(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| protocol(&error))?
+            .to_bytes();
+        connection.abort();
+        if status == StatusCode::OK {
+            return Ok(body);
+        }
+        let error = serde_json::from_slice::<Failure>(&body)
+            .map(|failure| failure.error)
+            .unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned());
+        Err(ClientError::Refused { status, error })
+    }
+
+    /// The document at `target`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn document<T: DeserializeOwned>(&self, target: &str) -> Result<T, ClientError> {
+        Ok(serde_json::from_slice(&self.get(target).await?)?)
+    }
+
+    fn connect_error(&self, source: io::Error) -> ClientError {
+        let path = self.path.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound => ClientError::Absent { path },
+            io::ErrorKind::ConnectionRefused => ClientError::Gone { path },
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden { path },
+            _ => ClientError::Io { path, source },
+        }
+    }
+}
+
+/// The request target for the connections that `filter` asks for.
+pub fn connections_target(filter: &ConnectionFilter) -> String {
+    let pairs = [("workload", &filter.workload), ("namespace", &filter.namespace)];
+    let query: Vec<String> = pairs
+        .into_iter()
+        .filter_map(|(key, value)| Some(format!("{key}={}", percent_encoded(value.as_deref()?))))
+        .collect();
+    if query.is_empty() {
+        "/connections".to_owned()
+    } else {
+        format!("/connections?{}", query.join("&"))
+    }
+}
+
+/// RFC 3986, section 2.1: everything but unreserved characters.
+fn percent_encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

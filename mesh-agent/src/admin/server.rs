@@ -1,0 +1,126 @@
+//! Serves the documents. What stands in them comes from a [`View`]; this file only carries them.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use tracing::warn;
+
+use super::document::{
+    Bpf, Certificates, Checks, Config, ConnectionFilter, Connections, Failure, Status, Workloads,
+};
+use super::socket::{AdminSocket, SocketError};
+
+/// What the agent shows of itself. Called off the data path, on a thread that may block.
+pub trait View: Send + Sync + 'static {
+    /// `GET /status`.
+    fn status(&self) -> Status;
+    /// `GET /workloads`.
+    fn workloads(&self) -> Workloads;
+    /// `GET /connections`.
+    fn connections(&self, filter: &ConnectionFilter) -> Connections;
+    /// `GET /certs`.
+    fn certificates(&self) -> Certificates;
+    /// `GET /bpf`.
+    fn bpf(&self) -> Bpf;
+    /// `GET /check`.
+    fn checks(&self) -> Checks;
+    /// `GET /config`.
+    fn config(&self) -> Config;
+}
+
+/// A server on a socket that is bound already.
+pub struct AdminServer {
+    socket: AdminSocket,
+    view: Arc<dyn View>,
+}
+
+impl AdminServer {
+    /// Will serve what `view` shows on `socket`.
+    pub fn new(socket: AdminSocket, view: Arc<dyn View>) -> Self {
+        Self { socket, view }
+    }
+
+    /// Serves until `stop` resolves, then removes the socket.
+    ///
+    /// # Errors
+    /// When the runtime cannot take the socket.
+    pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), SocketError> {
+        let listener = self.socket.listener()?;
+        let served = axum::serve(listener, router(self.view))
+            .with_graceful_shutdown(stop)
+            .await;
+        if let Err(error) = served {
+            warn!(%error, "the admin API ended");
+        }
+        Ok(())
+    }
+}
+
+/// The API's routes.
+pub fn router(view: Arc<dyn View>) -> Router {
+    Router::new()
+        .route(
+            "/status",
+            get(async |State(v): Shared| answer(move || v.status()).await),
+        )
+        .route(
+            "/workloads",
+            get(async |State(v): Shared| answer(move || v.workloads()).await),
+        )
+        .route(
+            "/connections",
+            get(async |State(v): Shared, Query(filter): Query<ConnectionFilter>| {
+                answer(move || v.connections(&filter)).await
+            }),
+        )
+        .route(
+            "/certs",
+            get(async |State(v): Shared| answer(move || v.certificates()).await),
+        )
+        .route(
+            "/bpf",
+            get(async |State(v): Shared| answer(move || v.bpf()).await),
+        )
+        .route(
+            "/check",
+            get(async |State(v): Shared| answer(move || v.checks()).await),
+        )
+        .route(
+            "/config",
+            get(async |State(v): Shared| answer(move || v.config()).await),
+        )
+        .fallback(unknown)
+        .with_state(view)
+}
+
+type Shared = State<Arc<dyn View>>;
+
+async fn answer<T: Serialize + Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> Response {
+    match tokio::task::spawn_blocking(make).await {
+        Ok(document) => Json(document).into_response(),
+        Err(error) => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the agent failed to answer ({error}): see its log"),
+        ),
+    }
+}
+
+async fn unknown(uri: Uri) -> Response {
+    failure(
+        StatusCode::NOT_FOUND,
+        format!(
+            "the agent does not know {}: are agent and meshctl of one version?",
+            uri.path()
+        ),
+    )
+}
+
+fn failure(status: StatusCode, error: String) -> Response {
+    (status, Json(Failure { error })).into_response()
+}

@@ -1,0 +1,241 @@
+//! What `meshctl check` says about a running agent: pure functions of its documents.
+
+use crate::admin::document::{
+    Bpf, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level, Status, WorkloadEntry,
+    Workloads,
+};
+use crate::worker::WorkerStatus;
+
+/// A map that is fuller than this is worth a look.
+const FULL: f64 = 0.8;
+
+/// What the checks look at.
+pub(super) struct Facts {
+    pub(super) status: Status,
+    pub(super) workloads: Workloads,
+    pub(super) certificates: Certificates,
+    pub(super) bpf: Bpf,
+    pub(super) workers: Vec<WorkerStatus>,
+}
+
+/// The checks of the agent, in the order in which to read them.
+pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
+    vec![
+        readiness(&facts.status),
+        configuration(&facts.status),
+        pods(&facts.workloads),
+        certificates(&facts.certificates),
+        maps(&facts.bpf),
+        shadowed_ports(&facts.bpf),
+        workers(&facts.workers),
+    ]
+}
+
+fn check(name: &str, level: Level, detail: String, hint: &str) -> Check {
+    Check {
+        name: name.to_owned(),
+        level,
+        detail,
+        hint: (level != Level::Ok).then(|| hint.to_owned()),
+    }
+}
+
+fn readiness(status: &Status) -> Check {
+    if status.ready {
+        let detail = format!("mesh-agent {} (process {}) is ready", status.version, status.pid);
+        return check("agent", Level::Ok, detail, "");
+    }
+    let detail = format!("not ready: {}", status.not_ready.join("; "));
+    check("agent", Level::Fail, detail, "the checks below and the agent's log say more")
+}
+
+fn configuration(status: &Status) -> Check {
+    let detail = format!(
+        "snapshot {}: {} workloads, {} services, {} rejected documents",
+        status.snapshot.version, status.snapshot.workloads, status.snapshot.services, status.rejections
+    );
+    let level = if status.rejections == 0 { Level::Ok } else { Level::Warn };
+    check("configuration", level, detail, "`meshctl config` says what is wrong, with file, line and column")
+}
+
+fn pods(workloads: &Workloads) -> Check {
+    let local = || workloads.workloads.iter().filter(|w| w.local);
+    let name = |w: &WorkloadEntry, why: &Option<String>| {
+        format!("{}/{}: {}", w.namespace, w.name, why.as_deref().unwrap_or("no reason given"))
+    };
+    let failed = local().filter_map(|w| match (w.capture, w.enrolment) {
+        (CaptureState::Failed, _) => Some(name(w, &w.capture_reason)),
+        (_, EnrolmentState::Refused) => Some(name(w, &w.enrolment_reason)),
+        _ => None,
+    });
+    let failed: Vec<String> = failed.collect();
+    let pending: Vec<String> = local()
+        .filter(|w| w.capture == CaptureState::Pending)
+        .map(|w| name(w, &w.capture_reason))
+        .collect();
+    let captured = local().filter(|w| w.capture == CaptureState::Captured).count();
+    let wanted = captured + failed.len() + pending.len();
+    let mut detail = format!("{captured} of {wanted} pods that ask for the mesh are captured");
+    for line in failed.iter().chain(&pending) {
+        detail += &format!("\n{line}");
+    }
+    let level = match (failed.is_empty(), pending.is_empty()) {
+        (false, _) => Level::Fail,
+        (true, false) => Level::Warn,
+        (true, true) => Level::Ok,
+    };
+    check("pods", level, detail, "set right what each line names; it is tried again by itself")
+}
+
+fn certificates(certificates: &Certificates) -> Check {
+    let all = &certificates.certificates;
+    let of = |state| all.iter().filter(move |c| c.state == state);
+    let missing = of(CertificateState::Pending).count() + of(CertificateState::Expired).count();
+    let failing = of(CertificateState::RenewalFailing).count();
+    let mut detail = format!("{} of {} identities have a valid certificate", all.len() - missing, all.len());
+    for entry in all {
+        if let Some(error) = &entry.error {
+            detail += &format!("\n{}: {error}", entry.identity);
+        }
+    }
+    let level = match (missing, failing) {
+        (0, 0) => Level::Ok,
+        (0, _) => Level::Warn,
+        _ => Level::Fail,
+    };
+    check("certificates", level, detail, "look at the issuer; it is tried again by itself")
+}
+
+fn maps(bpf: &Bpf) -> Check {
+    let full: Vec<String> = bpf
+        .maps
+        .iter()
+        .filter_map(|map| {
+            let entries = map.entries?;
+            let full = map.capacity > 0 && entries as f64 / map.capacity as f64 > FULL;
+            full.then(|| format!("{} holds {entries} of {}", map.name, map.capacity))
+        })
+        .collect();
+    if full.is_empty() {
+        return check("bpf maps", Level::Ok, format!("{} maps with room", bpf.maps.len()), "");
+    }
+    check("bpf maps", Level::Warn, full.join("\n"), "a full map refuses connections; see `meshctl connections`")
+}
+
+fn shadowed_ports(bpf: &Bpf) -> Check {
+    let mut lines = Vec::new();
+    for pod in bpf.pods.iter().filter(|pod| !pod.shadowed_ports.is_empty()) {
+        let ports: Vec<String> = pod.shadowed_ports.iter().map(ToString::to_string).collect();
+        lines.push(format!("{} listens on {}", pod.workload, ports.join(", ")));
+    }
+    if lines.is_empty() {
+        return check("ports", Level::Ok, "no pod listens on the agent's ports".to_owned(), "");
+    }
+    check("ports", Level::Warn, lines.join("\n"), "these ports are the agent's: nobody off the pod reaches them")
+}
+
+fn workers(workers: &[WorkerStatus]) -> Check {
+    let panics: u64 = workers.iter().map(|w| w.panics).sum();
+    let tunnels: usize = workers.iter().map(|w| w.tunnels).sum();
+    let detail = format!("{} workers, {tunnels} tunnels dialled, {panics} tasks panicked", workers.len());
+    let level = if panics == 0 { Level::Ok } else { Level::Warn };
+    check("workers", level, detail, "a panic is a fault of the agent and cost one connection: please report it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::document::{BpfMap, BpfPod};
+
+    fn workload(capture: CaptureState, enrolment: EnrolmentState) -> WorkloadEntry {
+        WorkloadEntry {
+            namespace: "shop".into(),
+            name: "order".into(),
+            node: "n1".into(),
+            local: true,
+            addresses: vec![],
+            identity: "spiffe://cluster.local/ns/shop/sa/order".into(),
+            enrolment,
+            enrolment_reason: (enrolment == EnrolmentState::Refused).then(|| "host network".into()),
+            capture,
+            capture_reason: (capture == CaptureState::Failed).then(|| "no netns".into()),
+            mtls: "STRICT".into(),
+            mtls_policy: None,
+        }
+    }
+
+    fn pods_of(workloads: Vec<WorkloadEntry>) -> Check {
+        pods(&Workloads { workloads })
+    }
+
+    #[test]
+    fn a_pod_that_is_not_captured_fails_the_check_and_is_named() {
+        let enrolled = EnrolmentState::Enrolled;
+        assert_eq!(pods_of(vec![workload(CaptureState::Captured, enrolled)]).level, Level::Ok);
+        let check = pods_of(vec![
+            workload(CaptureState::Captured, enrolled),
+            workload(CaptureState::Failed, enrolled),
+        ]);
+        assert_eq!(check.level, Level::Fail);
+        assert!(check.detail.starts_with("1 of 2 pods"), "{}", check.detail);
+        assert!(check.detail.contains("shop/order: no netns"), "{}", check.detail);
+        let pending = pods_of(vec![workload(CaptureState::Pending, enrolled)]);
+        assert_eq!(pending.level, Level::Warn);
+        let refused = pods_of(vec![workload(CaptureState::None, EnrolmentState::Refused)]);
+        assert_eq!(refused.level, Level::Fail);
+        assert!(refused.detail.contains("host network"));
+    }
+
+    #[test]
+    fn workloads_of_other_nodes_do_not_count() {
+        let remote = WorkloadEntry {
+            local: false,
+            ..workload(CaptureState::Remote, EnrolmentState::Enrolled)
+        };
+        let check = pods_of(vec![remote]);
+        assert_eq!((check.level, check.detail.as_str()), (Level::Ok, "0 of 0 pods that ask for the mesh are captured"));
+    }
+
+    #[test]
+    fn a_map_that_runs_full_is_named() {
+        let map = |entries| Bpf {
+            maps: vec![BpfMap {
+                name: "HANDOFF".into(),
+                entries: Some(entries),
+                capacity: 100,
+            }],
+            ..Bpf::default()
+        };
+        assert_eq!(maps(&map(80)).level, Level::Ok);
+        let check = maps(&map(81));
+        assert_eq!((check.level, check.detail.as_str()), (Level::Warn, "HANDOFF holds 81 of 100"));
+    }
+
+    #[test]
+    fn an_application_on_an_agent_port_is_warned_about() {
+        let bpf = Bpf {
+            pods: vec![BpfPod {
+                workload: "shop/order".into(),
+                netns_cookie: 1,
+                slot: 0,
+                addresses: vec![],
+                links: vec![],
+                shadowed_ports: vec![15008],
+            }],
+            ..Bpf::default()
+        };
+        assert_eq!(shadowed_ports(&bpf).level, Level::Warn);
+        assert_eq!(shadowed_ports(&Bpf::default()).level, Level::Ok);
+    }
+
+    #[test]
+    fn an_agent_that_is_not_ready_fails_with_the_reasons() {
+        let status = Status {
+            not_ready: vec!["pod shop/order is not captured: x".into()],
+            ..Status::default()
+        };
+        let check = readiness(&status);
+        assert_eq!(check.level, Level::Fail);
+        assert!(check.detail.contains("shop/order"));
+    }
+}

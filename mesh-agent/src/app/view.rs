@@ -1,0 +1,344 @@
+//! What the running agent shows of itself: the admin API's documents, the metrics' readings, the facts of readiness. Reads its parts
+//! and puts words to them; changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use jiff::Timestamp;
+use mesh_core::model::{Enrolment, Workload, WorkloadUid};
+use mesh_core::snapshot::Snapshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::View;
+use crate::admin::document::{
+    Bpf, BpfEvent, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts, CertificateEntry,
+    CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
+    Connections, EnrolmentState, PodCounts, SnapshotStatus, Status, WorkloadEntry, Workloads, timestamp,
+};
+use crate::admin::host;
+use crate::capture::{self, Capture, CaptureStatus};
+use crate::identity::{self, CertificateStatus, Identities};
+use crate::sources::StatusReader;
+use crate::state::SnapshotCell;
+use crate::telemetry::connections::ConnectionLog;
+use crate::telemetry::metrics::{MapFill, Readings};
+use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
+use crate::worker::Workers;
+
+use super::checks;
+
+/// How far each local enrolled workload is captured.
+pub(super) type CaptureStates = BTreeMap<WorkloadUid, capture::CaptureState>;
+
+/// The parts of the agent that are shown.
+pub(super) struct AgentView {
+    pub(super) started: (SystemTime, Instant),
+    pub(super) snapshots: Arc<SnapshotCell>,
+    pub(super) sources: StatusReader,
+    pub(super) identities: Arc<Identities>,
+    pub(super) capture: Arc<Capture>,
+    pub(super) workers: Arc<Workers>,
+    pub(super) log: Arc<ConnectionLog>,
+    /// Cancelled when the agent begins to stop.
+    pub(super) stopping: CancellationToken,
+}
+
+impl AgentView {
+    /// For `/metrics`.
+    pub(super) fn readings(&self) -> Readings {
+        let snapshot = self.snapshots.load();
+        let pods = pod_counts(&snapshot, &self.capture.states());
+        let seconds = |(id, at): (_, SystemTime)| {
+            let at = Timestamp::try_from(at).map_or(0, Timestamp::as_second);
+            (std::string::ToString::to_string::<mesh_core::model::SpiffeId>(&id), at)
+        };
+        Readings {
+            snapshot_version: snapshot.version(),
+            config_rejections: snapshot.diagnostics().rejections.len() as u64,
+            certificates: self.identities.expiries().into_iter().map(seconds).collect(),
+            pods_captured: pods.captured as u64,
+            pods_failed: pods.failed as u64,
+            maps: self.capture.map_fill().into_iter().map(map_fill).collect(),
+            events: self.capture.counters().into_iter().collect(),
+        }
+    }
+
+    /// For readiness probes.
+    pub(super) fn readiness_facts(&self) -> ReadinessFacts {
+        let snapshot = self.snapshots.load();
+        ReadinessFacts {
+            configured: snapshot.version() > 0,
+            draining: self.stopping.is_cancelled(),
+            pods: pods_to_wait_for(&snapshot, &self.capture.states(), &self.identities.status()),
+        }
+    }
+}
+
+fn map_fill(map: capture::MapStatus) -> MapFill {
+    MapFill {
+        name: map.name.to_owned(),
+        entries: Some(map.entries as u64),
+        capacity: map.max_entries as u64,
+    }
+}
+
+impl View for AgentView {
+    fn status(&self) -> Status {
+        let snapshot = self.snapshots.load();
+        let readiness = readiness::decide(&self.readiness_facts());
+        let (started_at, started) = self.started;
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: snapshot.settings().node_name.clone(),
+            trust_domain: snapshot.settings().trust_domain.to_string(),
+            pid: std::process::id(),
+            started_at: timestamp(started_at),
+            uptime_seconds: started.elapsed().as_secs(),
+            ready: readiness.is_ready(),
+            not_ready: readiness.reasons,
+            snapshot: SnapshotStatus {
+                version: snapshot.version(),
+                age_seconds: self.sources.read().age_seconds,
+                workloads: snapshot.workloads().count(),
+                services: snapshot.services().count(),
+            },
+            pods: pod_counts(&snapshot, &self.capture.states()),
+            connections: ConnectionCounts {
+                live: self.log.len(),
+                opened: self.log.opened(),
+            },
+            certificates: certificate_counts(&self.identities.status()),
+            rejections: snapshot.diagnostics().rejections.len(),
+        }
+    }
+
+    fn workloads(&self) -> Workloads {
+        workloads(&self.snapshots.load(), &self.capture.states())
+    }
+
+    fn connections(&self, filter: &ConnectionFilter) -> Connections {
+        let mut connections: Vec<_> = self.log.live().iter().map(|live| ConnectionEntry::of(live)).collect();
+        connections.retain(|entry| entry.matches(filter));
+        connections.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
+        Connections { connections }
+    }
+
+    fn certificates(&self) -> Certificates {
+        let now = Timestamp::now();
+        let all = self.identities.status().into_iter();
+        Certificates {
+            certificates: all.map(|status| certificate(status, now)).collect(),
+        }
+    }
+
+    fn bpf(&self) -> Bpf {
+        bpf(self.capture.status())
+    }
+
+    fn checks(&self) -> Checks {
+        let mut checks = host::checks(self.capture.options());
+        checks.checks.extend(checks::of_agent(&checks::Facts {
+            status: self.status(),
+            workloads: self.workloads(),
+            certificates: self.certificates(),
+            bpf: self.bpf(),
+            workers: self.workers.status(),
+        }));
+        checks
+    }
+
+    fn config(&self) -> Config {
+        self.sources.read()
+    }
+}
+
+fn is_ours(snapshot: &Snapshot, workload: &Workload) -> bool {
+    workload.node == snapshot.settings().node_name && workload.enrolment.is_enrolled()
+}
+
+fn pod_counts(snapshot: &Snapshot, states: &CaptureStates) -> PodCounts {
+    let mut counts = PodCounts::default();
+    for workload in snapshot.local_workloads() {
+        match capture_state(snapshot, workload, states) {
+            (CaptureState::Captured, _) => counts.captured += 1,
+            (CaptureState::Failed, _) => counts.failed += 1,
+            (CaptureState::None, _) if matches!(workload.enrolment, Enrolment::Refused(_)) => counts.failed += 1,
+            _ => {}
+        }
+        counts.enrolled += usize::from(workload.enrolment.is_enrolled());
+    }
+    counts
+}
+
+/// Those that can be captured; what is refused will not be, so readiness does not wait for it.
+fn pods_to_wait_for(
+    snapshot: &Snapshot,
+    states: &CaptureStates,
+    certificates: &[CertificateStatus],
+) -> Vec<PodReadiness> {
+    let ours = snapshot.local_workloads().filter(|workload| workload.enrolment.is_enrolled());
+    let mut pods: Vec<_> = ours
+        .filter_map(|workload| {
+            let captured = match states.get(&workload.uid) {
+                Some(capture::CaptureState::Captured) => Ok(()),
+                Some(capture::CaptureState::Pending(why)) => Err(why.clone()),
+                Some(capture::CaptureState::Refused(_)) => return None,
+                None => Err("not tried yet".to_owned()),
+            };
+            let certificate = certificates.iter().find(|status| status.identity == workload.identity);
+            Some(PodReadiness {
+                name: format!("{}/{}", workload.namespace, workload.name),
+                captured,
+                certificate: certificate_readiness(certificate),
+            })
+        })
+        .collect();
+    pods.sort_by(|a, b| a.name.cmp(&b.name));
+    pods
+}
+
+fn certificate_readiness(status: Option<&CertificateStatus>) -> Result<(), String> {
+    use identity::CertificateState::{Expired, Pending, RenewalFailing, Valid};
+    let Some(status) = status else {
+        return Err("not asked for yet".to_owned());
+    };
+    let why = |otherwise: &str| Err(status.last_error.clone().unwrap_or_else(|| otherwise.to_owned()));
+    match status.state {
+        Valid | RenewalFailing => Ok(()),
+        Pending => why("it is being issued"),
+        Expired => why("it is past its end"),
+    }
+}
+
+fn capture_state(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    states: &CaptureStates,
+) -> (CaptureState, Option<String>) {
+    if !workload.enrolment.is_enrolled() {
+        return (CaptureState::None, None);
+    }
+    if !is_ours(snapshot, workload) {
+        return (CaptureState::Remote, None);
+    }
+    match states.get(&workload.uid) {
+        Some(capture::CaptureState::Captured) => (CaptureState::Captured, None),
+        Some(capture::CaptureState::Pending(why)) => (CaptureState::Pending, Some(why.clone())),
+        Some(capture::CaptureState::Refused(why)) => (CaptureState::Failed, Some(why.clone())),
+        None => (CaptureState::Pending, Some("not tried yet".to_owned())),
+    }
+}
+
+fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
+    let mut all: Vec<&Arc<Workload>> = snapshot.workloads().collect();
+    all.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+    let entry = |workload: &Arc<Workload>| {
+        let (enrolment, enrolment_reason) = match &workload.enrolment {
+            Enrolment::Enrolled => (EnrolmentState::Enrolled, None),
+            Enrolment::NotEnrolled => (EnrolmentState::NotEnrolled, None),
+            Enrolment::Refused(why) => (EnrolmentState::Refused, Some(why.clone())),
+        };
+        let (capture, capture_reason) = capture_state(snapshot, workload, states);
+        // No policy names port 0, so this is what holds where no port says otherwise.
+        let mtls = snapshot.mtls_decision(workload, 0);
+        WorkloadEntry {
+            namespace: workload.namespace.clone(),
+            name: workload.name.clone(),
+            node: workload.node.clone(),
+            local: workload.node == snapshot.settings().node_name,
+            addresses: workload.addresses.clone(),
+            identity: workload.identity.to_string(),
+            enrolment,
+            enrolment_reason,
+            capture,
+            capture_reason,
+            mtls: match snapshot.mtls_mode(workload, 0) {
+                mesh_core::model::MtlsMode::Strict => "STRICT".to_owned(),
+                mesh_core::model::MtlsMode::Permissive => "PERMISSIVE".to_owned(),
+            },
+            mtls_policy: mtls.and_then(|decision| decision.decided_by.as_ref()).map(ToString::to_string),
+        }
+    };
+    Workloads {
+        workloads: all.into_iter().map(entry).collect(),
+    }
+}
+
+fn certificate_counts(all: &[CertificateStatus]) -> CertificateCounts {
+    let (valid, missing): (Vec<_>, Vec<_>) =
+        all.iter().partition(|status| certificate_readiness(Some(status)).is_ok());
+    CertificateCounts {
+        valid: valid.len(),
+        missing: missing.len(),
+        next_expiry: valid.iter().filter_map(|status| status.not_after).min().map(time),
+    }
+}
+
+fn certificate(status: CertificateStatus, now: Timestamp) -> CertificateEntry {
+    CertificateEntry {
+        identity: status.identity.to_string(),
+        state: match status.state {
+            identity::CertificateState::Pending => CertificateState::Pending,
+            identity::CertificateState::Valid => CertificateState::Valid,
+            identity::CertificateState::RenewalFailing => CertificateState::RenewalFailing,
+            identity::CertificateState::Expired => CertificateState::Expired,
+        },
+        not_before: status.not_before.map(time),
+        not_after: status.not_after.map(time),
+        expires_in_seconds: status.not_after.map(|end| end.as_second().saturating_sub(now.as_second())),
+        next_rotation: time(status.next_rotation),
+        serial: status.serial,
+        issuer: status.issuer,
+        error: status.last_error,
+    }
+}
+
+fn time(at: Timestamp) -> String {
+    timestamp(at.into())
+}
+
+fn bpf(status: CaptureStatus) -> Bpf {
+    let pod = |pod: capture::PodStatus| BpfPod {
+        workload: pod.workload.to_string(),
+        netns_cookie: pod.netns,
+        slot: pod.slot,
+        addresses: pod.own.into_iter().collect(),
+        links: pod
+            .links
+            .iter()
+            .map(|link| BpfLink {
+                hook: link.hook.to_owned(),
+                id: link.id,
+                program: link.program,
+            })
+            .collect(),
+        shadowed_ports: pod.shadowed_ports.into_iter().collect(),
+    };
+    let map = |map: capture::MapStatus| BpfMap {
+        name: map.name.to_owned(),
+        entries: Some(map.entries as u64),
+        capacity: map.max_entries as u64,
+    };
+    let program = |program: capture::ProgramStatus| BpfProgram {
+        name: program.name,
+        id: program.id,
+    };
+    let event = |(event, count): (&'static str, u64)| BpfEvent {
+        event: event.to_owned(),
+        count,
+    };
+    Bpf {
+        abi_version: mesh_common::ABI_VERSION,
+        bpffs: status.bpffs.display().to_string(),
+        cgroup2: status.cgroup2.display().to_string(),
+        agent_cgroup: status.agent_cgroup.display().to_string(),
+        programs: status.programs.into_iter().map(program).collect(),
+        pods: status.pods.into_iter().map(pod).collect(),
+        maps: status.maps.into_iter().map(map).collect(),
+        events: status.counters.into_iter().map(event).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! The node's directory on a bpffs: pins that keep pods captured when the agent dies. Owns every file and directory below it, and the
+//! lock that keeps a second agent of the same node out.
+//!
+//! ```text
+//! <dir>/run-<n>/maps/<MAP>                      the maps of one run of the agent, to share them with each pod's sk_lookup
+//! <dir>/run-<n>/pods/<netns cookie>/<hook>      the links of one pod
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount, umount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use tracing::{info, warn};
+
+use super::error::CaptureError;
+use super::mounts;
+
+/// Where systems mount their bpffs.
+const SYSTEM: &str = "/sys/fs/bpf";
+/// Parent of the default directories.
+const PARENT: &str = "/sys/fs/bpf/mesh-agent";
+
+/// A pod's hooks in the order in which they go: what sends traffic to us first, what receives it last. They come in reverse.
+pub(super) const HOOKS: [&str; 6] = [
+    "connect4",
+    "connect6",
+    "getpeername4",
+    "getpeername6",
+    "sock_ops",
+    "sk_lookup",
+];
+
+/// The directory where the agent of `node` keeps its pins, unless told otherwise.
+pub fn default_dir(node: &str) -> PathBuf {
+    // A bpffs keeps names with dots for itself.
+    Path::new(PARENT).join(node.replace(['.', '/'], "_"))
+}
+
+/// The node's directory, locked.
+#[derive(Debug)]
+pub(super) struct NodeDir {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl NodeDir {
+    /// Makes the directory if need be (mounting a bpffs where there is none) and locks it.
+    pub(super) fn open(path: &Path) -> Result<Self, CaptureError> {
+        prepare(path).map_err(|source| CaptureError::Bpffs {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::lock(path)
+    }
+
+    /// Locks a directory that is there; `None` where there is none.
+    pub(super) fn open_existing(path: &Path) -> Result<Option<Self>, CaptureError> {
+        if path.is_dir() { Self::lock(path).map(Some) } else { Ok(None) }
+    }
+
+    fn lock(path: &Path) -> Result<Self, CaptureError> {
+        let dir = File::open(path).map_err(CaptureError::io(format!("opening {}", path.display())))?;
+        match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(CaptureError::Locked { path: path.to_owned() }),
+            Err((_, e)) => Err(CaptureError::io(format!("locking {}", path.display()))(e.into())),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Starts a new run beside whatever earlier runs have left.
+    pub(super) fn start_run(&self) -> Result<Run, CaptureError> {
+        let last = self.runs().iter().filter_map(|run| number(run)).max().unwrap_or(0);
+        let run = Run {
+            path: self.path.join(format!("run-{}", last + 1)),
+        };
+        for dir in [run.path.clone(), run.maps(), run.path.join("pods")] {
+            make_dir(&dir).map_err(CaptureError::io(format!("making {}", dir.display())))?;
+        }
+        Ok(run)
+    }
+
+    /// The pins of earlier runs.
+    pub(super) fn leftovers(&self, ours: &Run) -> Vec<Run> {
+        let mut runs = self.runs();
+        runs.retain(|run| run.path != ours.path);
+        runs
+    }
+
+    /// Removes everything, and the directory itself.
+    pub(super) fn remove(&self) -> io::Result<usize> {
+        let mut removed = 0;
+        for run in self.runs() {
+            removed += run.remove()?;
+        }
+        let is_mount = mounts::read()?.iter().any(|m| m.point == self.path);
+        if is_mount {
+            umount(&self.path)?;
+        }
+        fs::remove_dir(&self.path)?;
+        if self.path.parent() == Some(Path::new(PARENT)) {
+            // Other nodes' directories keep it.
+            let _ = fs::remove_dir(PARENT);
+        }
+        Ok(removed)
+    }
+
+    fn runs(&self) -> Vec<Run> {
+        let mut runs: Vec<Run> = entries(&self.path).into_iter().map(|path| Run { path }).collect();
+        runs.retain(|run| number(run).is_some());
+        runs
+    }
+}
+
+fn number(run: &Run) -> Option<u64> {
+    run.path.file_name()?.to_str()?.strip_prefix("run-")?.parse().ok()
+}
+
+/// The pins of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    path: PathBuf,
+}
+
+impl Run {
+    /// Directory of the maps.
+    pub(super) fn maps(&self) -> PathBuf {
+        self.path.join("maps")
+    }
+
+    /// Directory of a pod's links.
+    pub(super) fn pod(&self, netns: u64) -> PathBuf {
+        self.path.join("pods").join(format!("{netns:x}"))
+    }
+
+    /// Makes the directory of a pod's links.
+    pub(super) fn make_pod(&self, netns: u64) -> io::Result<PathBuf> {
+        let dir = self.pod(netns);
+        make_dir(&dir)?;
+        Ok(dir)
+    }
+
+    /// The pods that have links pinned here, by netns cookie.
+    pub(super) fn pods(&self) -> Vec<u64> {
+        let cookie = |path: &PathBuf| u64::from_str_radix(path.file_name()?.to_str()?, 16).ok();
+        entries(&self.path.join("pods")).iter().filter_map(cookie).collect()
+    }
+
+    /// Removes a pod's links, in the order of [`HOOKS`]. How many there were.
+    pub(super) fn remove_pod(&self, netns: u64) -> io::Result<usize> {
+        remove_links(&self.pod(netns))
+    }
+
+    /// Removes everything of this run. How many pins there were.
+    pub(super) fn remove(&self) -> io::Result<usize> {
+        let mut removed = 0;
+        for netns in self.pods() {
+            removed += self.remove_pod(netns)?;
+        }
+        for map in entries(&self.maps()) {
+            fs::remove_file(map)?;
+            removed += 1;
+        }
+        for dir in [self.maps(), self.path.join("pods"), self.path.clone()] {
+            remove_dir(&dir)?;
+        }
+        Ok(removed)
+    }
+}
+
+/// Removes the links pinned in a pod's directory, and the directory.
+pub(super) fn remove_links(dir: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for hook in HOOKS {
+        match fs::remove_file(dir.join(hook)) {
+            Ok(()) => removed += 1,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    remove_dir(dir)?;
+    Ok(removed)
+}
+
+/// Whether `path`, or its nearest ancestor that is there, is on a bpffs.
+pub(super) fn is_on_bpffs(path: &Path) -> bool {
+    let mut ancestors = path.ancestors();
+    let present = ancestors.find(|ancestor| ancestor.exists());
+    present.is_some_and(|dir| statfs(dir).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC))
+}
+
+fn prepare(path: &Path) -> io::Result<()> {
+    if !is_on_bpffs(path) {
+        let point = if path.starts_with(SYSTEM) {
+            Path::new(SYSTEM)
+        } else {
+            fs::create_dir_all(path)?;
+            path
+        };
+        mount(Some("bpf"), point, Some("bpf"), MsFlags::empty(), Some("mode=0700"))?;
+        info!(path = %point.display(), "mounted a bpffs");
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(dir)
+}
+
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            warn!(dir = %dir.display(), error = %e, "a directory of ours stays");
+            Err(e)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let Ok(listing) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    listing.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_directory_has_no_dots() {
+        assert_eq!(
+            default_dir("node-1.example.com"),
+            Path::new("/sys/fs/bpf/mesh-agent/node-1_example_com")
+        );
+    }
+
+    #[test]
+    fn runs_are_numbered_and_removed_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node");
+        fs::create_dir(&path).unwrap();
+        let node = NodeDir::open_existing(&path).unwrap().unwrap();
+        let first = node.start_run().unwrap();
+        let second = node.start_run().unwrap();
+        assert_ne!(first, second);
+        assert_eq!(node.leftovers(&second), std::slice::from_ref(&first));
+        for hook in HOOKS {
+            fs::write(first.make_pod(0xbeef).unwrap().join(hook), "").unwrap();
+        }
+        fs::write(first.maps().join("PODS"), "").unwrap();
+        assert_eq!(first.pods(), [0xbeef]);
+        assert_eq!(node.remove().unwrap(), HOOKS.len() + 1);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_second_agent_of_the_same_node_is_kept_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = NodeDir::open_existing(dir.path()).unwrap();
+        assert!(matches!(
+            NodeDir::open_existing(dir.path()),
+            Err(CaptureError::Locked { .. })
+        ));
+        drop(first);
+        assert!(NodeDir::open_existing(dir.path()).unwrap().is_some());
+    }
+}

@@ -1,0 +1,210 @@
+//! The cgroup2 hierarchy: where it is mounted, where pods and the agent are in it. Owns the agent's own cgroup where it had to make one.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use tracing::{info, warn};
+
+use super::error::{CaptureError, EnrolError};
+use super::mounts;
+
+/// The cgroup2 mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cgroup2 {
+    /// Where it is mounted.
+    pub(super) mount: PathBuf,
+    /// Which cgroup of the hierarchy the mount shows as its root.
+    root: PathBuf,
+}
+
+impl Cgroup2 {
+    /// Finds the mount, or takes the one named.
+    pub(super) fn find(named: Option<&Path>) -> Result<Self, CaptureError> {
+        let table = mounts::read().map_err(CaptureError::io("reading /proc/self/mountinfo"))?;
+        let mut candidates = table.into_iter().filter(|m| m.kind == "cgroup2");
+        let mount = match named {
+            Some(path) => candidates.find(|m| m.point == path),
+            None => candidates.next(),
+        };
+        let mount = mount.ok_or(CaptureError::NoCgroup2)?;
+        Ok(Self {
+            mount: mount.point,
+            root: mount.root,
+        })
+    }
+
+    /// Opens the cgroup of a pod: `path` is absolute or relative to the mount.
+    pub(super) fn open_pod(&self, path: &str, agent: &Path) -> Result<PodCgroup, EnrolError> {
+        let missing = |source| EnrolError::Cgroup {
+            path: path.to_owned(),
+            source,
+        };
+        let unfit = |why| EnrolError::CgroupUnfit {
+            path: path.to_owned(),
+            why,
+        };
+        let full = fs::canonicalize(self.mount.join(path)).map_err(missing)?;
+        let dir = File::open(&full).map_err(missing)?;
+        let kind = fstatfs(&dir).map_err(|e| missing(e.into()))?.filesystem_type();
+        if kind != CGROUP2_SUPER_MAGIC {
+            return Err(unfit("is not in the cgroup2 hierarchy: its sockets cannot be captured"));
+        }
+        let mount = fs::canonicalize(&self.mount).map_err(missing)?;
+        if !full.starts_with(&mount) || full == mount {
+            return Err(unfit("is not below the cgroup2 mount: capture would take in the whole host"));
+        }
+        if agent.starts_with(&full) {
+            return Err(unfit("holds the agent itself: it would capture its own connections"));
+        }
+        let id = dir.metadata().map_err(missing)?.ino();
+        Ok(PodCgroup { dir, full, id })
+    }
+}
+
+/// A pod's cgroup, open.
+#[derive(Debug)]
+pub(super) struct PodCgroup {
+    dir: File,
+    full: PathBuf,
+    id: u64,
+}
+
+impl PodCgroup {
+    /// For attaching programs.
+    pub(super) fn file(&self) -> &File {
+        &self.dir
+    }
+
+    /// Whether its path still leads to it.
+    pub(super) fn is_current(&self) -> bool {
+        fs::metadata(&self.full).is_ok_and(|meta| meta.ino() == self.id)
+    }
+}
+
+/// The agent's own cgroup, in which all its sockets are made. When it is one that we made, dropping it moves the process back and
+/// removes it.
+#[derive(Debug)]
+pub(super) struct AgentCgroup {
+    path: PathBuf,
+    dir: File,
+    /// Where the process came from, if it was moved.
+    came_from: Option<PathBuf>,
+}
+
+impl AgentCgroup {
+    /// The cgroup that the process is in; where that is the root of the hierarchy (whose programs would see every socket of the
+    /// machine), a new one below it, into which the process moves. To be called before any socket of the data path is made.
+    pub(super) fn settle(cgroup2: &Cgroup2, node: &str) -> Result<Self, CaptureError> {
+        let own = own_path(cgroup2)?;
+        let is_root = !own.join("cgroup.events").exists();
+        if !is_root {
+            return Self::open(own, None);
+        }
+        let child = own.join(child_name(node));
+        if let Err(e) = fs::create_dir(&child)
+            && e.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(CaptureError::io(format!("making the agent's cgroup {}", child.display()))(e));
+        }
+        move_process(&child).map_err(CaptureError::io(format!(
+            "moving the agent into its cgroup {}",
+            child.display()
+        )))?;
+        info!(cgroup = %child.display(), "the agent was in the root cgroup and has moved into its own");
+        Self::open(child, Some(own))
+    }
+
+    fn open(path: PathBuf, came_from: Option<PathBuf>) -> Result<Self, CaptureError> {
+        let dir = File::open(&path)
+            .map_err(CaptureError::io(format!("opening the agent's cgroup {}", path.display())))?;
+        Ok(Self { path, dir, came_from })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.dir
+    }
+
+    /// Undoes what [`settle`](Self::settle) did. Others may still be in the cgroup: then it stays.
+    pub(super) fn leave(&self) {
+        let Some(before) = &self.came_from else { return };
+        let done = move_process(before).and_then(|()| fs::remove_dir(&self.path));
+        if let Err(error) = done {
+            warn!(cgroup = %self.path.display(), %error, "the agent's cgroup stays");
+        }
+    }
+}
+
+/// Removes the cgroup that a crashed agent of this node may have left; one that is in use stays.
+pub(super) fn remove_leftover(cgroup2: &Cgroup2, node: &str) {
+    let _ = fs::remove_dir(cgroup2.mount.join(child_name(node)));
+}
+
+fn child_name(node: &str) -> String {
+    format!("mesh-agent-{node}")
+}
+
+fn move_process(to: &Path) -> io::Result<()> {
+    fs::write(to.join("cgroup.procs"), std::process::id().to_string())
+}
+
+fn own_path(cgroup2: &Cgroup2) -> Result<PathBuf, CaptureError> {
+    let text = fs::read_to_string("/proc/self/cgroup").map_err(CaptureError::io("reading /proc/self/cgroup"))?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+    let own = Path::new(own.unwrap_or("/"));
+    below_mount(cgroup2, own).ok_or_else(|| CaptureError::OwnCgroup {
+        mount: cgroup2.mount.clone(),
+        why: format!("/proc/self/cgroup says {}, the mount shows {}", own.display(), cgroup2.root.display()),
+    })
+}
+
+/// Where cgroup `own` (as the process sees it) is below the mount. In a cgroup namespace of its own a process sees parents as `..`.
+fn below_mount(cgroup2: &Cgroup2, own: &Path) -> Option<PathBuf> {
+    let climbs = |path: &Path| path.components().any(|c| c == Component::ParentDir);
+    if climbs(own) || climbs(&cgroup2.root) {
+        return None;
+    }
+    let below = own.strip_prefix(&cgroup2.root).ok()?;
+    Some(if below.as_os_str().is_empty() {
+        cgroup2.mount.clone()
+    } else {
+        cgroup2.mount.join(below)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mounted(mount: &str, root: &str) -> Cgroup2 {
+        Cgroup2 {
+            mount: mount.into(),
+            root: root.into(),
+        }
+    }
+
+    #[test]
+    fn the_agents_cgroup_is_found_below_the_mount() {
+        let whole = mounted("/sys/fs/cgroup/unified", "/");
+        assert_eq!(below_mount(&whole, Path::new("/")), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(
+            below_mount(&whole, Path::new("/a/b")),
+            Some("/sys/fs/cgroup/unified/a/b".into())
+        );
+        let part = mounted("/cg", "/a");
+        assert_eq!(below_mount(&part, Path::new("/a/b")), Some("/cg/b".into()));
+    }
+
+    #[test]
+    fn a_cgroup_outside_the_mount_is_not_guessed() {
+        assert_eq!(below_mount(&mounted("/cg", "/a"), Path::new("/b")), None);
+        assert_eq!(below_mount(&mounted("/cg", "/../../.."), Path::new("/")), None);
+        assert_eq!(below_mount(&mounted("/cg", "/"), Path::new("/../x")), None);
+    }
+}

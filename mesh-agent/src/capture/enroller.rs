@@ -1,0 +1,367 @@
+//! Keeps the captured pods in step with the snapshot: enrols, updates, releases, tries again. Decides in [`plan`], acts in [`run`].
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_core::model::{Workload, WorkloadUid};
+use mesh_core::snapshot::Snapshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::error::EnrolError;
+use super::node::{Capture, CaptureState};
+use super::pod::PodSpec;
+use super::sys::async_readable;
+use super::PodServer;
+use crate::state::SnapshotCell;
+
+/// How often captured pods are looked at for namespaces and cgroups that were made anew, and the longest wait for what is missing.
+const LOOK: Duration = Duration::from_millis(500);
+/// The first wait after a failure.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// The longest wait after a refusal that is likely to last.
+const LONG_RETRY: Duration = Duration::from_secs(10);
+
+/// Runs until `shutdown`. Leaves the pods as they are then: [`Capture::stop`] lets them go.
+pub async fn run(
+    capture: Arc<Capture>,
+    snapshots: Arc<SnapshotCell>,
+    server: Arc<dyn PodServer>,
+    shutdown: CancellationToken,
+) {
+    let mut versions = snapshots.watch();
+    let mut enroller = Enroller::new(capture, server);
+    loop {
+        versions.mark_unchanged();
+        let snapshot = snapshots.load();
+        let Ok(next) = tokio::task::spawn_blocking(move || {
+            let local = Local::of(&snapshot, &enroller.capture.options().node_name);
+            enroller.pass(&local, Instant::now());
+            enroller
+        })
+        .await
+        else {
+            warn!("a pass over the local pods has panicked: enrolment stops, captured pods stay captured");
+            return;
+        };
+        enroller = next;
+        enroller.watch_addresses();
+        let wait = enroller.next_wait(Instant::now());
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = versions.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// What is to be done with one workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    /// It is not to be captured any more, or its place is gone.
+    Release(WorkloadUid),
+    /// It is to be captured like this: for the first time, or otherwise than before.
+    Enrol(PodSpec),
+}
+
+/// The steps from what is captured (with the word whether its place is still there) to what is wanted. Releases come first: their
+/// namespaces may be wanted by others.
+fn plan(wanted: &BTreeMap<WorkloadUid, PodSpec>, captured: &BTreeMap<WorkloadUid, (PodSpec, bool)>) -> Vec<Step> {
+    let gone = |(uid, (_, current)): &(&WorkloadUid, &(PodSpec, bool))| !current || !wanted.contains_key(*uid);
+    let releases = captured.iter().filter(gone).map(|(uid, _)| Step::Release(uid.clone()));
+    let new = |(uid, spec): &(&WorkloadUid, &PodSpec)| {
+        captured.get(*uid).is_none_or(|(present, current)| !current || present != *spec)
+    };
+    let enrolments = wanted.iter().filter(new).map(|(_, spec)| Step::Enrol(spec.clone()));
+    releases.chain(enrolments).collect()
+}
+
+/// The enrolled workloads of this node.
+#[derive(Debug, Default)]
+pub(super) struct Local {
+    /// Those that say where they live.
+    placed: BTreeMap<WorkloadUid, PodSpec>,
+    /// Those that do not.
+    unplaced: Vec<WorkloadUid>,
+    /// Whether any configuration has been read yet.
+    known: bool,
+}
+
+impl Local {
+    fn of(snapshot: &Snapshot, node: &str) -> Self {
+        let is_local = |w: &&Arc<Workload>| w.node == node && w.enrolment.is_enrolled() && !w.host_network;
+        let mut local = Self {
+            known: snapshot.version() > 0,
+            ..Self::default()
+        };
+        for workload in snapshot.workloads().filter(is_local) {
+            match PodSpec::of(workload) {
+                Some(spec) => drop(local.placed.insert(spec.uid.clone(), spec)),
+                None => local.unplaced.push(workload.uid.clone()),
+            }
+        }
+        local
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_specs(specs: impl IntoIterator<Item = PodSpec>) -> Self {
+        Self {
+            placed: specs.into_iter().map(|spec| (spec.uid.clone(), spec)).collect(),
+            unplaced: Vec::new(),
+            known: true,
+        }
+    }
+}
+
+/// A workload that could not be captured.
+#[derive(Debug)]
+struct Failure {
+    spec: PodSpec,
+    state: CaptureState,
+    wait: Duration,
+    again: Instant,
+}
+
+/// Does what the plan says. Synchronous.
+struct Enroller {
+    capture: Arc<Capture>,
+    server: Arc<dyn PodServer>,
+    failures: BTreeMap<WorkloadUid, Failure>,
+    watchers: BTreeMap<WorkloadUid, Watcher>,
+    /// Pins of an earlier run may still be there.
+    leftovers: bool,
+}
+
+impl Enroller {
+    fn new(capture: Arc<Capture>, server: Arc<dyn PodServer>) -> Self {
+        Self {
+            capture,
+            server,
+            failures: BTreeMap::new(),
+            watchers: BTreeMap::new(),
+            leftovers: true,
+        }
+    }
+
+    fn pass(&mut self, local: &Local, now: Instant) {
+        for step in plan(&local.placed, &self.capture.captured()) {
+            match step {
+                Step::Release(uid) => self.capture.release(&uid, &*self.server),
+                Step::Enrol(spec) => self.try_enrol(spec, now),
+            }
+        }
+        self.failures.retain(|uid, _| local.placed.contains_key(uid));
+        self.report(local);
+        let settled = |f: &Failure| matches!(f.state, CaptureState::Refused(_));
+        if self.leftovers && local.known && self.failures.values().all(settled) {
+            self.capture.drop_leftovers();
+            self.leftovers = false;
+        }
+    }
+
+    fn try_enrol(&mut self, spec: PodSpec, now: Instant) {
+        let before = self.failures.get(&spec.uid).filter(|failure| failure.spec == spec);
+        if before.is_some_and(|failure| now < failure.again) {
+            return;
+        }
+        let Err(error) = self.capture.enrol(&spec, &*self.server) else {
+            self.failures.remove(&spec.uid);
+            return;
+        };
+        let wait = next_retry(before.map(|failure| failure.wait), &error);
+        let state = if error.is_pending() {
+            CaptureState::Pending(error.to_string())
+        } else {
+            CaptureState::Refused(error.to_string())
+        };
+        if before.is_none_or(|failure| failure.state != state) {
+            warn!(workload = %spec.uid, %error, "not captured");
+        }
+        let failure = Failure {
+            state,
+            wait,
+            again: now + wait,
+            spec,
+        };
+        self.failures.insert(failure.spec.uid.clone(), failure);
+    }
+
+    fn report(&self, local: &Local) {
+        let captured = self.capture.captured();
+        let mut states: BTreeMap<WorkloadUid, CaptureState> = BTreeMap::new();
+        for uid in local.placed.keys() {
+            let failure = self.failures.get(uid).map(|failure| failure.state.clone());
+            let present = captured.contains_key(uid).then_some(CaptureState::Captured);
+            let unknown = || CaptureState::Pending("not tried yet".into());
+            states.insert(uid.clone(), failure.or(present).unwrap_or_else(unknown));
+        }
+        for uid in &local.unplaced {
+            let why = "it says neither mesh-agent.io/netns nor mesh-agent.io/cgroup";
+            states.insert(uid.clone(), CaptureState::Refused(why.into()));
+        }
+        self.capture.report(states);
+    }
+
+    /// One task per captured pod, which follows the addresses of its namespace.
+    fn watch_addresses(&mut self) {
+        let captured = self.capture.captured();
+        self.watchers.retain(|uid, _| captured.contains_key(uid));
+        for uid in captured.into_keys() {
+            let Some(changes) = self.capture.address_changes(&uid) else {
+                continue;
+            };
+            let known = self.watchers.get(&uid).is_some_and(|w| Arc::ptr_eq(&w.changes, &changes));
+            if !known {
+                let watcher = Watcher::start(Arc::clone(&self.capture), uid.clone(), changes);
+                self.watchers.insert(uid, watcher);
+            }
+        }
+    }
+
+    fn next_wait(&self, now: Instant) -> Duration {
+        let soonest = self.failures.values().map(|failure| failure.again).min();
+        let until = soonest.map_or(LOOK, |again| again.saturating_duration_since(now));
+        until.clamp(Duration::from_millis(1), LOOK)
+    }
+}
+
+/// What is missing may appear any moment; what was refused is likely to stay refused.
+fn next_retry(last: Option<Duration>, error: &EnrolError) -> Duration {
+    let longest = if error.is_pending() { LOOK } else { LONG_RETRY };
+    last.map_or(FIRST_RETRY, |wait| wait * 2).min(longest)
+}
+
+/// Follows the addresses of one pod until it is dropped.
+struct Watcher {
+    changes: Arc<OwnedFd>,
+    task: JoinHandle<()>,
+}
+
+impl Watcher {
+    fn start(capture: Arc<Capture>, uid: WorkloadUid, changes: Arc<OwnedFd>) -> Self {
+        let watched = Arc::clone(&changes);
+        let task = tokio::spawn(async move {
+            if let Err(error) = follow(capture, &uid, watched).await {
+                warn!(workload = %uid, %error, "its addresses are not followed any more");
+            }
+        });
+        Self { changes, task }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(capture: Arc<Capture>, uid: &WorkloadUid, changes: Arc<OwnedFd>) -> std::io::Result<()> {
+    let changes = async_readable(changes)?;
+    loop {
+        let mut ready = changes.readable().await?;
+        drain(changes.get_ref().as_fd());
+        ready.clear_ready();
+        let (capture, pod) = (Arc::clone(&capture), uid.clone());
+        let refreshed = tokio::task::spawn_blocking(move || capture.refresh_addresses(&pod)).await;
+        match refreshed {
+            Ok(Ok(())) => debug!(workload = %uid, "read its addresses anew"),
+            Ok(Err(error)) => warn!(workload = %uid, %error, "its addresses cannot be read anew"),
+            Err(_) => return Err(std::io::ErrorKind::Other.into()),
+        }
+    }
+}
+
+/// Empties the socket: what it says does not matter, nor does an overrun, since everything is read anew.
+fn drain(socket: BorrowedFd<'_>) {
+    let mut buffer = [0; 8192];
+    loop {
+        match nix::sys::socket::recv(socket.as_raw_fd(), &mut buffer, nix::sys::socket::MsgFlags::MSG_DONTWAIT) {
+            Ok(1..) | Err(nix::errno::Errno::ENOBUFS | nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+/// The enroller without its task, for tests that bring their own clock.
+#[cfg(test)]
+pub(super) struct Trial(Enroller);
+
+#[cfg(test)]
+impl Trial {
+    pub(super) fn new(capture: &Arc<Capture>, server: Arc<dyn PodServer>) -> Self {
+        Self(Enroller::new(Arc::clone(capture), server))
+    }
+
+    pub(super) fn pass(&mut self, local: &Local, now: Instant) {
+        self.0.pass(local, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, address: &str) -> PodSpec {
+        PodSpec {
+            uid: WorkloadUid::new("shop", name, ""),
+            identity: "spiffe://cluster.local/ns/shop/sa/order".parse().unwrap(),
+            addresses: vec![address.parse().unwrap()],
+            netns: format!("/run/netns/{name}"),
+            cgroup: name.into(),
+        }
+    }
+
+    fn wanted(specs: &[PodSpec]) -> BTreeMap<WorkloadUid, PodSpec> {
+        specs.iter().map(|s| (s.uid.clone(), s.clone())).collect()
+    }
+
+    fn captured(specs: &[(PodSpec, bool)]) -> BTreeMap<WorkloadUid, (PodSpec, bool)> {
+        specs.iter().map(|s| (s.0.uid.clone(), s.clone())).collect()
+    }
+
+    #[test]
+    fn what_is_as_wanted_stays_untouched() {
+        let a = spec("a", "198.18.0.1");
+        assert_eq!(plan(&wanted(std::slice::from_ref(&a)), &captured(&[(a, true)])), []);
+    }
+
+    #[test]
+    fn a_change_leads_to_one_enrolment_and_no_release() {
+        let (before, after) = (spec("a", "198.18.0.1"), spec("a", "198.18.0.2"));
+        let steps = plan(&wanted(std::slice::from_ref(&after)), &captured(&[(before, true)]));
+        assert_eq!(steps, [Step::Enrol(after)]);
+    }
+
+    #[test]
+    fn a_place_that_was_made_anew_is_released_before_it_is_enrolled_again() {
+        let (a, b) = (spec("a", "198.18.0.1"), spec("b", "198.18.0.2"));
+        let steps = plan(
+            &wanted(&[a.clone(), b.clone()]),
+            &captured(&[(a.clone(), false), (spec("z", "198.18.0.9"), true)]),
+        );
+        assert_eq!(
+            steps,
+            [
+                Step::Release(a.uid.clone()),
+                Step::Release(WorkloadUid::new("shop", "z", "")),
+                Step::Enrol(a),
+                Step::Enrol(b),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_looked_for_within_a_second_and_a_refusal_waits_longer() {
+        let missing = EnrolError::NoAddress;
+        let refused = EnrolError::HostNetns;
+        let mut waits = (None, None);
+        for _ in 0..20 {
+            waits = (Some(next_retry(waits.0, &missing)), Some(next_retry(waits.1, &refused)));
+        }
+        assert!(waits.0.unwrap() < Duration::from_secs(1));
+        assert_eq!(waits.1.unwrap(), LONG_RETRY);
+    }
+}

@@ -1,0 +1,470 @@
+//! Capture on this node: the loaded programs, the maps and the captured pods. Owns everything of ours that is in the kernel.
+//! Whatever is pinned outlives a crash, so a pod whose agent died refuses connections; it never goes on in plaintext.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::programs::links::FdLink;
+use mesh_common::{
+    Addr, BANKS, MAX_PODS, MAX_WORKERS, OwnKey, PodConst, PodEntry, Role, listener_index, maps,
+};
+use mesh_core::model::WorkloadUid;
+use serde::Serialize;
+use tracing::{info, warn};
+
+use super::bpffs::{self, NodeDir, Run};
+use super::cgroup::{self, AgentCgroup, Cgroup2};
+use super::error::{CaptureError, EnrolError};
+use super::flows::KernelFlows;
+use super::objects::NodeObject;
+use super::pod::{CapturedPod, Place, PodSpec, data_path_pod, make_listeners};
+use super::sys::Table;
+use super::{FlowTable, Listener, PodServer, checks};
+
+/// How to capture.
+#[derive(Clone, Debug)]
+pub struct CaptureOptions {
+    /// The node's name; agents of different names share a machine without meeting.
+    pub node_name: String,
+    /// Where the pins go: on a bpffs, or a place to mount one.
+    pub bpffs_dir: PathBuf,
+    /// The cgroup2 mount; found in `/proc/self/mountinfo` where not given.
+    pub cgroup_root: Option<PathBuf>,
+    /// How many workers accept connections, 1 to `mesh_common::MAX_WORKERS`.
+    pub workers: usize,
+}
+
+impl CaptureOptions {
+    /// The usual ones.
+    pub fn new(node_name: &str, workers: usize) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            bpffs_dir: bpffs::default_dir(node_name),
+            cgroup_root: None,
+            workers: workers.clamp(1, MAX_WORKERS as usize),
+        }
+    }
+}
+
+/// How far a local workload is captured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "state", content = "reason")]
+pub enum CaptureState {
+    /// All its TCP connections go through the agent.
+    Captured,
+    /// Something is missing yet; tried again within a second.
+    Pending(String),
+    /// Capture would be a pretence, or is impossible.
+    Refused(String),
+}
+
+/// Capture on this node. Dropped without [`stop`](Capture::stop) it leaves its pods captured, as a crash does.
+pub struct Capture {
+    pub(super) options: CaptureOptions,
+    pub(super) cgroup2: Cgroup2,
+    pub(super) agent_cgroup: AgentCgroup,
+    pub(super) dir: NodeDir,
+    pub(super) run: Run,
+    pub(super) object: Mutex<NodeObject>,
+    pub(super) flows: Arc<KernelFlows>,
+    pub(super) pods: Table<u64, PodEntry>,
+    pub(super) own: Table<OwnKey, u32>,
+    pub(super) listeners: Table<u32, u32>,
+    delivery: Mutex<Option<FdLink>>,
+    state: Mutex<State>,
+}
+
+/// What changes while the agent runs.
+#[derive(Default)]
+struct State {
+    pods: BTreeMap<WorkloadUid, CapturedPod>,
+    reported: BTreeMap<WorkloadUid, CaptureState>,
+}
+
+impl std::fmt::Debug for Capture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Capture").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Capture {
+    /// Loads the programs and attaches what belongs to the node itself. To be called before any socket of the data path is made: the
+    /// process may move into a cgroup of its own.
+    ///
+    /// # Errors
+    /// Names what is missing. The agent must not run then.
+    pub fn load(options: CaptureOptions) -> Result<Self, CaptureError> {
+        if !NodeObject::is_embedded() {
+            return Err(CaptureError::NotBuilt);
+        }
+        checks::require_kernel_and_capabilities()?;
+        let cgroup2 = Cgroup2::find(options.cgroup_root.as_deref())?;
+        let dir = NodeDir::open(&options.bpffs_dir)?;
+        let agent_cgroup = AgentCgroup::settle(&cgroup2, &options.node_name)?;
+        let run = dir.start_run()?;
+        let loaded = Self::load_into(options, cgroup2, agent_cgroup, dir, run.clone());
+        if loaded.is_err() {
+            let _ = run.remove();
+        }
+        loaded
+    }
+
+    fn load_into(
+        options: CaptureOptions,
+        cgroup2: Cgroup2,
+        agent_cgroup: AgentCgroup,
+        dir: NodeDir,
+        run: Run,
+    ) -> Result<Self, CaptureError> {
+        let mut object = NodeObject::load(Some(&run.maps()))?;
+        let delivery = object.attach_agent(agent_cgroup.file())?;
+        let capture = Self {
+            flows: Arc::new(KernelFlows {
+                handoff: Table::new(object.map(maps::HANDOFF)?),
+                deliveries: Table::new(object.map(maps::DELIVERIES)?),
+                sockets: Table::new(object.map(maps::SOCKETS)?),
+            }),
+            pods: Table::new(object.map(maps::PODS)?),
+            own: Table::new(object.map(maps::OWN)?),
+            listeners: Table::new(object.map(maps::LISTENERS)?),
+            object: Mutex::new(object),
+            delivery: Mutex::new(Some(delivery)),
+            state: Mutex::default(),
+            options,
+            cgroup2,
+            agent_cgroup,
+            dir,
+            run,
+        };
+        let left: usize = capture.dir.leftovers(&capture.run).iter().map(|run| run.pods().len()).sum();
+        info!(
+            dir = %capture.dir.path().display(),
+            cgroup2 = %capture.cgroup2.mount.display(),
+            leftovers = left,
+            "the BPF programs are loaded"
+        );
+        Ok(capture)
+    }
+
+    /// What it was loaded with.
+    pub fn options(&self) -> &CaptureOptions {
+        &self.options
+    }
+
+    /// The flow table, for the data path.
+    pub fn flows(&self) -> Arc<dyn FlowTable> {
+        Arc::clone(&self.flows) as Arc<dyn FlowTable>
+    }
+
+    /// Captures a pod, or brings a captured one in line with a changed spec. Its workers accept before the first connection can
+    /// reach them. Blocks for some milliseconds: not for the data path.
+    ///
+    /// # Errors
+    /// The pod is left as it was; see [`EnrolError::is_pending`].
+    pub fn enrol(&self, spec: &PodSpec, server: &dyn PodServer) -> Result<(), EnrolError> {
+        let place = Place::find(spec, |path| self.cgroup2.open_pod(path, self.agent_cgroup.path()))?;
+        let mut state = self.state();
+        if let Some(present) = state.pods.get(&spec.uid) {
+            if present.spec == *spec && present.is_current() {
+                return Ok(());
+            }
+            if present.spec.same_place(spec) && present.is_current() {
+                return self.update(&mut state, spec, place, server);
+            }
+            if let Some(before) = state.pods.remove(&spec.uid) {
+                self.let_go(before, server);
+            }
+        }
+        let cookie = place.netns.cookie();
+        if let Some(other) = state.pods.values().find(|pod| pod.netns.cookie() == cookie) {
+            return Err(EnrolError::NetnsTaken(other.spec.uid.to_string()));
+        }
+        let captured = self.capture(&state, spec, place, server)?;
+        state.pods.insert(spec.uid.clone(), captured);
+        Ok(())
+    }
+
+    /// The order matters: see the design of enrolment in ARCHITECTURE.md. Listeners, entries, workers, `sk_lookup`, `sock_ops`,
+    /// `getpeername`, and `connect` at the very last.
+    fn capture(
+        &self,
+        state: &State,
+        spec: &PodSpec,
+        place: Place,
+        server: &dyn PodServer,
+    ) -> Result<CapturedPod, EnrolError> {
+        let Place {
+            netns,
+            cgroup,
+            interfaces,
+            changes,
+        } = place;
+        let cookie = netns.cookie();
+        let slot = free_slot(state).ok_or(EnrolError::Full)?;
+        let listeners = make_listeners(&netns, server.workers())?;
+        let undo = Undo { capture: self, cookie, slot };
+        self.list(slot, &listeners)?;
+        self.put_own(cookie, &BTreeSet::new(), &interfaces.addresses)?;
+        self.put_entry(spec, cookie, slot, server.workers())?;
+        let dir = self.run.make_pod(cookie).map_err(EnrolError::kernel("making the directory of its pins"))?;
+        let pod = data_path_pod(spec, &netns, slot);
+        server.serve(Arc::clone(&pod), listeners);
+        let attached = self.object().attach_pod(PodConst { netns: cookie }, netns.file(), cgroup.file(), &dir);
+        let links = attached.map_err(|(what, why)| {
+            server.retire(&spec.uid);
+            EnrolError::Kernel { what, why }
+        })?;
+        std::mem::forget(undo);
+        self.replace_leftovers(cookie);
+        info!(workload = %spec.uid, netns = cookie, slot, "captured");
+        Ok(CapturedPod {
+            spec: spec.clone(),
+            pod,
+            netns,
+            cgroup,
+            own: interfaces.addresses,
+            links,
+            changes: Arc::new(changes),
+        })
+    }
+
+    /// Another spec at the same place: the links stay, the listeners are exchanged. Between the two, connections are refused.
+    fn update(
+        &self,
+        state: &mut State,
+        spec: &PodSpec,
+        place: Place,
+        server: &dyn PodServer,
+    ) -> Result<(), EnrolError> {
+        let slot = free_slot(state).ok_or(EnrolError::Full)?;
+        let Some(present) = state.pods.get_mut(&spec.uid) else {
+            return Ok(());
+        };
+        let cookie = present.netns.cookie();
+        let listeners = make_listeners(&present.netns, server.workers())?;
+        self.list(slot, &listeners)?;
+        server.retire(&spec.uid);
+        let pod = data_path_pod(spec, &present.netns, slot);
+        server.serve(Arc::clone(&pod), listeners);
+        self.put_own(cookie, &present.own, &place.interfaces.addresses)?;
+        present.own = place.interfaces.addresses;
+        self.put_entry(spec, cookie, slot, server.workers())?;
+        self.unlist(present.pod.slot);
+        present.pod = pod;
+        present.spec = spec.clone();
+        info!(workload = %spec.uid, netns = cookie, slot, "captured anew after a change");
+        Ok(())
+    }
+
+    /// Lets a pod go: from now on its connections are its own. Nothing happens when it is not captured.
+    pub fn release(&self, uid: &WorkloadUid, server: &dyn PodServer) {
+        let mut state = self.state();
+        if let Some(pod) = state.pods.remove(uid) {
+            self.let_go(pod, server);
+        }
+    }
+
+    /// `connect` first, so that nothing new comes; then what steers; then the listeners.
+    fn let_go(&self, mut captured: CapturedPod, server: &dyn PodServer) {
+        let cookie = captured.netns.cookie();
+        captured.links.detach();
+        if let Err(error) = self.run.remove_pod(cookie) {
+            warn!(workload = %captured.spec.uid, %error, "a pin of a released pod stays");
+        }
+        server.retire(&captured.spec.uid);
+        self.unlist(captured.pod.slot);
+        self.forget(cookie);
+        info!(workload = %captured.spec.uid, netns = cookie, "released");
+    }
+
+    /// Reads the addresses of a captured pod anew and brings the kernel's set in line.
+    ///
+    /// # Errors
+    /// When the namespace cannot be read or the set is full.
+    pub fn refresh_addresses(&self, uid: &WorkloadUid) -> Result<(), EnrolError> {
+        let mut state = self.state();
+        let Some(pod) = state.pods.get_mut(uid) else {
+            return Ok(());
+        };
+        let now = pod.netns.interfaces().map_err(EnrolError::kernel("reading its addresses"))?;
+        self.put_own(pod.netns.cookie(), &pod.own, &now.addresses)?;
+        pod.own = now.addresses;
+        Ok(())
+    }
+
+    /// A descriptor that is readable when addresses of a captured pod change.
+    pub(super) fn address_changes(&self, uid: &WorkloadUid) -> Option<Arc<OwnedFd>> {
+        self.state().pods.get(uid).map(|pod| Arc::clone(&pod.changes))
+    }
+
+    /// The specs of the captured pods, and whether namespace and cgroup are still the ones that their paths lead to.
+    pub(super) fn captured(&self) -> BTreeMap<WorkloadUid, (PodSpec, bool)> {
+        let state = self.state();
+        let entry = |(uid, pod): (&WorkloadUid, &CapturedPod)| {
+            (uid.clone(), (pod.spec.clone(), pod.is_current()))
+        };
+        state.pods.iter().map(entry).collect()
+    }
+
+    /// How far each local enrolled workload is captured.
+    pub fn states(&self) -> BTreeMap<WorkloadUid, CaptureState> {
+        self.state().reported.clone()
+    }
+
+    pub(super) fn report(&self, states: BTreeMap<WorkloadUid, CaptureState>) {
+        self.state().reported = states;
+    }
+
+    /// For [`status`](Capture::status).
+    pub(super) fn each_pod<T>(&self, describe: impl FnMut(&CapturedPod) -> T) -> Vec<T> {
+        self.state().pods.values().map(describe).collect()
+    }
+
+    /// Removes the pins of earlier runs for pods that this run does not capture. To be called once every pod that should be captured
+    /// is.
+    pub fn drop_leftovers(&self) {
+        for run in self.dir.leftovers(&self.run) {
+            match run.remove() {
+                Ok(pins) => info!(pins, "removed what an earlier run had left"),
+                Err(error) => warn!(%error, "what an earlier run has left cannot be removed"),
+            }
+        }
+    }
+
+    fn replace_leftovers(&self, cookie: u64) {
+        for run in self.dir.leftovers(&self.run) {
+            if let Err(error) = run.remove_pod(cookie) {
+                warn!(%error, "pins of an earlier run stay");
+            }
+        }
+    }
+
+    /// Lets all pods go and removes everything of ours from the kernel; programs and maps follow when the value is dropped.
+    pub fn stop(&self, server: &dyn PodServer) {
+        let pods = std::mem::take(&mut self.state().pods);
+        for pod in pods.into_values() {
+            self.let_go(pod, server);
+        }
+        let delivery = self.delivery.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(delivery);
+        if let Err(error) = self.dir.remove() {
+            warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
+        }
+        self.agent_cgroup.leave();
+    }
+
+    fn put_entry(&self, spec: &PodSpec, cookie: u64, slot: u32, workers: usize) -> Result<(), EnrolError> {
+        let (ip4, ip6) = spec.by_family();
+        let workers = u32::try_from(workers).unwrap_or(MAX_WORKERS);
+        let entry = PodEntry {
+            ip4,
+            ip6,
+            slot,
+            bank: 0,
+            workers: workers.clamp(1, MAX_WORKERS),
+            flags: 0,
+        };
+        self.pods.insert(&cookie, &entry).map_err(EnrolError::kernel("entering it into the map of pods"))
+    }
+
+    /// New addresses first: a moment with too many is harmless, one with too few is a loop.
+    fn put_own(&self, cookie: u64, before: &BTreeSet<IpAddr>, now: &BTreeSet<IpAddr>) -> Result<(), EnrolError> {
+        let key = |ip: &IpAddr| OwnKey {
+            netns: cookie,
+            addr: Addr::from_ip(*ip),
+        };
+        for ip in now.difference(before) {
+            self.own
+                .insert(&key(ip), &1)
+                .map_err(EnrolError::kernel(format!("entering its address {ip}")))?;
+        }
+        for ip in before.difference(now) {
+            self.own
+                .remove(&key(ip))
+                .map_err(EnrolError::kernel(format!("forgetting its address {ip}")))?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, slot: u32, listeners: &[Listener]) -> Result<(), EnrolError> {
+        for listener in listeners {
+            let worker = u32::try_from(listener.worker).unwrap_or(0);
+            let index = listener_index(slot, 0, listener.role, worker);
+            let socket = std::os::fd::AsRawFd::as_raw_fd(&listener.socket);
+            self.listeners
+                .insert(&index, &(socket as u32))
+                .map_err(EnrolError::kernel("entering its listeners"))?;
+        }
+        Ok(())
+    }
+
+    fn unlist(&self, slot: u32) {
+        for bank in 0..BANKS {
+            for role in [Role::Outbound, Role::Inbound, Role::Tunnel] {
+                for worker in 0..MAX_WORKERS {
+                    // Most are gone already: a listener leaves the map when it is closed.
+                    let _ = self.listeners.remove(&listener_index(slot, bank, role, worker));
+                }
+            }
+        }
+    }
+
+    /// Removes all that the maps hold of a pod.
+    fn forget(&self, cookie: u64) {
+        let _ = self.pods.remove(&cookie);
+        for key in self.own.keys().unwrap_or_default() {
+            if key.netns == cookie {
+                let _ = self.own.remove(&key);
+            }
+        }
+        self.flows.sweep(cookie);
+    }
+
+    pub(super) fn object(&self) -> MutexGuard<'_, NodeObject> {
+        self.object.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes back what a failed capture has entered.
+struct Undo<'a> {
+    capture: &'a Capture,
+    cookie: u64,
+    slot: u32,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        self.capture.unlist(self.slot);
+        self.capture.forget(self.cookie);
+        let _ = self.capture.run.remove_pod(self.cookie);
+    }
+}
+
+fn free_slot(state: &State) -> Option<u32> {
+    let used: BTreeSet<u32> = state.pods.values().map(|pod| pod.pod.slot).collect();
+    (0..MAX_PODS).find(|slot| !used.contains(slot))
+}
+
+/// Removes everything that agents of this node have left in the kernel: for when no agent runs any more.
+///
+/// # Errors
+/// When an agent of this node is running, or a pin cannot be removed.
+pub fn unload(options: &CaptureOptions) -> Result<usize, CaptureError> {
+    let removed = match NodeDir::open_existing(&options.bpffs_dir)? {
+        Some(dir) => dir
+            .remove()
+            .map_err(CaptureError::io(format!("removing {}", options.bpffs_dir.display())))?,
+        None => 0,
+    };
+    if let Ok(cgroup2) = Cgroup2::find(options.cgroup_root.as_deref()) {
+        cgroup::remove_leftover(&cgroup2, &options.node_name);
+    }
+    Ok(removed)
+}

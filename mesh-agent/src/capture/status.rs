@@ -1,0 +1,159 @@
+//! What of ours is in the kernel, for `meshctl bpf` and the metrics. Reads only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use aya::maps::PerCpuArray;
+use mesh_common::{Counter, LISTENERS, MAX_FLOWS, MAX_OWN, MAX_PODS, is_agent_port, maps};
+use mesh_core::model::WorkloadUid;
+use serde::Serialize;
+
+use super::node::Capture;
+use super::objects::NodeObject;
+use super::pod::CapturedPod;
+
+/// What is in the kernel.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaptureStatus {
+    /// The node's name.
+    pub node: String,
+    /// Where the pins are.
+    pub bpffs: PathBuf,
+    /// The cgroup2 mount.
+    pub cgroup2: PathBuf,
+    /// The agent's own cgroup.
+    pub agent_cgroup: PathBuf,
+    /// The node's programs. Each pod has one more, its `sk_lookup`.
+    pub programs: Vec<ProgramStatus>,
+    /// The maps.
+    pub maps: Vec<MapStatus>,
+    /// The counters of the programs, over all CPUs and pods.
+    pub counters: BTreeMap<&'static str, u64>,
+    /// The captured pods.
+    pub pods: Vec<PodStatus>,
+}
+
+/// A loaded program.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProgramStatus {
+    /// Its name.
+    pub name: String,
+    /// The kernel's id.
+    pub id: u32,
+}
+
+/// A map and its fill.
+#[derive(Clone, Debug, Serialize)]
+pub struct MapStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// Elements in it.
+    pub entries: usize,
+    /// Elements that fit.
+    pub max_entries: usize,
+}
+
+/// A captured pod.
+#[derive(Clone, Debug, Serialize)]
+pub struct PodStatus {
+    /// Which workload.
+    pub workload: WorkloadUid,
+    /// Cookie of its network namespace.
+    pub netns: u64,
+    /// Its place among the listeners.
+    pub slot: u32,
+    /// All addresses of its namespace.
+    pub own: BTreeSet<IpAddr>,
+    /// Its links.
+    pub links: Vec<LinkStatus>,
+    /// Agent ports on which something in the pod listens: never reached from off the pod.
+    pub shadowed_ports: BTreeSet<u16>,
+}
+
+/// A link.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkStatus {
+    /// Name of its pin.
+    pub hook: &'static str,
+    /// The kernel's id.
+    pub id: u32,
+    /// The kernel's id of its program.
+    pub program: u32,
+}
+
+impl Capture {
+    /// What is in the kernel now. Walks the maps: not for the data path.
+    pub fn status(&self) -> CaptureStatus {
+        CaptureStatus {
+            node: self.options.node_name.clone(),
+            bpffs: self.options.bpffs_dir.clone(),
+            cgroup2: self.cgroup2.mount.clone(),
+            agent_cgroup: self.agent_cgroup.path().to_owned(),
+            programs: programs(&self.object()),
+            maps: self.map_fill(),
+            counters: self.counters(),
+            pods: self.each_pod(describe),
+        }
+    }
+
+    /// The fill of each map that can run full. Maps that cannot be read are left out.
+    pub fn map_fill(&self) -> Vec<MapStatus> {
+        let flows = &self.flows;
+        let fill = |name, entries: std::io::Result<usize>, max: u32| {
+            Some(MapStatus {
+                name,
+                entries: entries.ok()?,
+                max_entries: max as usize,
+            })
+        };
+        [
+            fill(maps::PODS, self.pods.keys().map(|k| k.len()), MAX_PODS),
+            fill(maps::OWN, self.own.keys().map(|k| k.len()), MAX_OWN),
+            fill(maps::HANDOFF, flows.handoff.keys().map(|k| k.len()), MAX_FLOWS),
+            fill(maps::DELIVERIES, flows.deliveries.keys().map(|k| k.len()), MAX_FLOWS),
+            fill(maps::LISTENERS, self.listeners.keys().map(|k| k.len()), LISTENERS),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// The counters of the programs by name, over all CPUs and pods. Zero where they cannot be read.
+    pub fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let object = self.object();
+        let array = object.view(maps::COUNTERS).and_then(|map| PerCpuArray::<_, u64>::try_from(map).ok());
+        let total = |counter: Counter| {
+            let values = array.as_ref()?.get(&(counter as u32), 0).ok()?;
+            Some(values.iter().sum())
+        };
+        let named = |(counter, name): (Counter, &'static str)| (name, total(counter).unwrap_or(0));
+        Counter::ALL.into_iter().map(named).collect()
+    }
+}
+
+fn programs(object: &NodeObject) -> Vec<ProgramStatus> {
+    let describe = |(name, program): (&str, &aya::programs::Program)| {
+        Some(ProgramStatus {
+            name: name.to_owned(),
+            id: program.info().ok()?.id(),
+        })
+    };
+    let mut programs: Vec<_> = object.programs().filter_map(describe).collect();
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    programs
+}
+
+fn describe(pod: &CapturedPod) -> PodStatus {
+    let link = |(hook, id, program)| LinkStatus { hook, id, program };
+    let mut shadowed = pod.netns.listening_ports().unwrap_or_default();
+    shadowed.retain(|port| is_agent_port(*port));
+    PodStatus {
+        workload: pod.spec.uid.clone(),
+        netns: pod.netns.cookie(),
+        slot: pod.pod.slot,
+        own: pod.own.clone(),
+        links: pod.links.describe().into_iter().map(link).collect(),
+        shadowed_ports: shadowed,
+    }
+}

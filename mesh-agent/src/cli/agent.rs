@@ -1,0 +1,139 @@
+//! `mesh-agent`: runs the node's agent, removes what it left in the kernel, checks the host.
+
+use std::error::Error;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::exit::{AGENT_CODES, Exit};
+use super::render;
+use crate::admin::{SocketError, host};
+use crate::app::{self, AppError};
+use crate::capture::{self, CaptureError};
+use crate::settings::{Settings, SettingsArgs};
+use crate::telemetry::http::HttpError;
+use crate::telemetry::logging::{Logging, LoggingError};
+
+/// The node agent of a sidecarless service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-agent", version, after_help = AGENT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Capture the enrolled pods of this node and carry their connections, until SIGTERM or SIGINT; SIGHUP opens the access log anew.
+    #[command(after_help = AGENT_CODES)]
+    Run(Box<SettingsArgs>),
+    /// Remove everything that an agent of this node has left in the kernel. Refused while one runs.
+    #[command(after_help = AGENT_CODES)]
+    Unload(Box<SettingsArgs>),
+    /// Check whether this host has what capture needs. Changes nothing.
+    #[command(after_help = AGENT_CODES)]
+    Check(CheckArgs),
+}
+
+/// What to check, and how to print.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// How to print.
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: super::meshctl::Output,
+    /// The settings to check under.
+    #[command(flatten)]
+    pub settings: Box<SettingsArgs>,
+}
+
+/// Runs the command; what goes wrong is said on standard error.
+pub fn run(cli: Cli) -> Exit {
+    let done = match cli.command {
+        Command::Run(args) => serve(&args),
+        Command::Unload(args) => unload(&args),
+        Command::Check(args) => check(&args),
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("mesh-agent: {}", failure.message);
+        failure.exit
+    })
+}
+
+/// A failure in words, with its class.
+#[derive(Debug)]
+struct Failed {
+    exit: Exit,
+    message: String,
+}
+
+impl Failed {
+    fn new(exit: Exit, error: &dyn Error) -> Self {
+        Self {
+            exit,
+            message: error.to_string(),
+        }
+    }
+}
+
+fn settings(args: &SettingsArgs) -> Result<Settings, Failed> {
+    Settings::load(args).map_err(|error| Failed::new(Exit::Settings, &error))
+}
+
+fn serve(args: &SettingsArgs) -> Result<Exit, Failed> {
+    let settings = settings(args)?;
+    let logging = Logging::start(settings.log_format, &settings.log_filter, &settings.access_log)
+        .map_err(|error: LoggingError| Failed::new(Exit::Settings, &error))?;
+    app::run(&settings, &logging).map_err(|error| Failed::new(class(&error), &error))?;
+    Ok(Exit::Success)
+}
+
+fn unload(args: &SettingsArgs) -> Result<Exit, Failed> {
+    let options = app::capture_options(&settings(args)?);
+    let removed =
+        capture::unload(&options).map_err(|error| Failed::new(capture_class(&error), &error))?;
+    let dir = options.bpffs_dir.display();
+    match removed {
+        0 => println!("nothing was left in {dir}"),
+        pins => println!("removed {pins} pins from {dir}"),
+    }
+    Ok(Exit::Success)
+}
+
+fn check(args: &CheckArgs) -> Result<Exit, Failed> {
+    let checks = host::checks(&app::capture_options(&settings(&args.settings)?));
+    match args.output {
+        super::meshctl::Output::Table => print!("{}", render::checks(&checks)),
+        super::meshctl::Output::Json => match serde_json::to_string_pretty(&checks) {
+            Ok(text) => println!("{text}"),
+            Err(error) => return Err(Failed::new(Exit::Failure, &error)),
+        },
+    }
+    Ok(if checks.failed() { Exit::CheckFailed } else { Exit::Success })
+}
+
+/// The exit code of a failure.
+fn class(error: &AppError) -> Exit {
+    match error {
+        AppError::NoConfiguration | AppError::Source(_) => Exit::Settings,
+        AppError::Capture(error) => capture_class(error),
+        AppError::Ca(_) | AppError::Identities(_) => Exit::Identity,
+        AppError::Socket(SocketError::Owned { .. }) => Exit::Conflict,
+        AppError::Socket(_) => Exit::Settings,
+        AppError::Http(HttpError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Exit::Conflict
+        }
+        AppError::Http(HttpError::Bind { .. }) => Exit::Settings,
+        AppError::Http(_) | AppError::Metrics(_) | AppError::Start { .. } => Exit::Failure,
+    }
+}
+
+fn capture_class(error: &CaptureError) -> Exit {
+    match error {
+        CaptureError::Locked { .. } => Exit::Conflict,
+        _ => Exit::Host,
+    }
+}
+
+#[cfg(test)]
+mod tests;

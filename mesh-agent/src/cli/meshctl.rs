@@ -1,0 +1,223 @@
+//! `meshctl`: asks the node's agent and shows what it says.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::exit::{CTL_CODES, Exit};
+use super::render;
+use crate::admin::{DEFAULT_SOCKET, host};
+use crate::admin::client::{Client, ClientError, connections_target};
+use crate::capture::CaptureOptions;
+use crate::admin::document::{Check, Checks, ConnectionFilter, Level};
+
+/// Shows what the mesh agent of this node does.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, after_help = CTL_CODES)]
+pub struct Cli {
+    /// The agent's admin socket.
+    #[arg(long, global = true, value_name = "PATH", env = "MESH_AGENT_ADMIN_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// How to print: a table, or the admin API's JSON.
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+    /// How long to wait for the agent's answer, in seconds.
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
+    pub timeout: u64,
+    /// What to show.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// The admin API's JSON.
+    Json,
+}
+
+/// What to show.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check the host and the agent; works without a running agent, too. Lists what capture does not see.
+    Check,
+    /// Version, configuration, pods, connections, certificates in short.
+    Status,
+    /// The workloads that the agent knows: identity, enrolment, capture, mTLS mode.
+    Workloads,
+    /// The live connections.
+    Connections(ConnectionArgs),
+    /// The certificates of this node's identities.
+    Certs,
+    /// The BPF maps and what the BPF programs counted.
+    Bpf,
+    /// Rejected documents with file, line and column, and notices.
+    Config,
+}
+
+/// Which connections to show.
+#[derive(Debug, Args)]
+pub struct ConnectionArgs {
+    /// Only those of which one side is this workload.
+    #[arg(long, value_name = "NAME")]
+    pub workload: Option<String>,
+    /// Only those of which one side is in this namespace.
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+}
+
+/// Why nothing could be shown.
+#[derive(Debug, Error)]
+enum CtlError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the agent behind {path} did not answer within {seconds} s: see its log")]
+    Timeout { path: PathBuf, seconds: u64 },
+    #[error("cannot print: {0}")]
+    Print(#[from] std::io::Error),
+    #[error("cannot print as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl CtlError {
+    fn exit(&self) -> Exit {
+        match self {
+            CtlError::Client(
+                ClientError::Absent { .. }
+                | ClientError::Gone { .. }
+                | ClientError::Forbidden { .. }
+                | ClientError::Io { .. },
+            )
+            | CtlError::Timeout { .. } => Exit::NoAgent,
+            // Whoever read our output has seen enough, as with `| head`.
+            CtlError::Print(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Success,
+            _ => Exit::Failure,
+        }
+    }
+}
+
+/// Runs the command and prints to standard output; errors go to standard error.
+pub async fn run(cli: Cli) -> Exit {
+    match show(&cli).await {
+        Ok(exit) => exit,
+        Err(error) => {
+            let exit = error.exit();
+            if exit != Exit::Success {
+                eprintln!("meshctl: {error}");
+            }
+            exit
+        }
+    }
+}
+
+async fn show(cli: &Cli) -> Result<Exit, CtlError> {
+    let ask = Ask {
+        client: Client::new(&cli.socket),
+        cli,
+    };
+    let text = match &cli.command {
+        Command::Check => return ask.check().await,
+        Command::Status => ask.shown("/status", render::status).await?,
+        Command::Workloads => ask.shown("/workloads", render::workloads).await?,
+        Command::Connections(args) => {
+            let filter = ConnectionFilter {
+                workload: args.workload.clone(),
+                namespace: args.namespace.clone(),
+            };
+            ask.shown(&connections_target(&filter), render::connections)
+                .await?
+        }
+        Command::Certs => ask.shown("/certs", render::certificates).await?,
+        Command::Bpf => ask.shown("/bpf", render::bpf).await?,
+        Command::Config => ask.shown("/config", render::config).await?,
+    };
+    print(&text)?;
+    Ok(Exit::Success)
+}
+
+/// A question to the agent.
+struct Ask<'a> {
+    client: Client,
+    cli: &'a Cli,
+}
+
+impl Ask<'_> {
+    async fn bytes(&self, target: &str) -> Result<Bytes, CtlError> {
+        let seconds = self.cli.timeout;
+        match tokio::time::timeout(Duration::from_secs(seconds), self.client.get(target)).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(CtlError::Timeout {
+                path: self.cli.socket.clone(),
+                seconds,
+            }),
+        }
+    }
+
+    /// The answer as it is to be printed.
+    async fn shown<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        table: fn(&T) -> String,
+    ) -> Result<String, CtlError> {
+        let bytes = self.bytes(target).await?;
+        Ok(match self.cli.output {
+            Output::Json => {
+                serde_json::to_string_pretty(&serde_json::from_slice::<serde_json::Value>(&bytes)?)?
+            }
+            Output::Table => table(&serde_json::from_slice(&bytes)?),
+        })
+    }
+}
+
+impl Ask<'_> {
+    /// What the agent says of itself where one runs, else what can be seen of the host without it.
+    async fn check(&self) -> Result<Exit, CtlError> {
+        let checks: Checks = match self.bytes("/check").await {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(error) if error.exit() == Exit::NoAgent => without_agent(&error, host_checks().await),
+            Err(error) => return Err(error),
+        };
+        print(&match self.cli.output {
+            Output::Json => serde_json::to_string_pretty(&checks)?,
+            Output::Table => render::checks(&checks),
+        })?;
+        Ok(if checks.failed() {
+            Exit::CheckFailed
+        } else {
+            Exit::Success
+        })
+    }
+}
+
+/// Loads programs into the kernel for a moment: off the async thread.
+async fn host_checks() -> Checks {
+    let options = CaptureOptions::new(&host::default_node_name(), 1);
+    tokio::task::spawn_blocking(move || host::checks(&options)).await.unwrap_or_default()
+}
+
+/// The host's checks with the one that says why the agent's are not there.
+fn without_agent(error: &CtlError, mut host: Checks) -> Checks {
+    host.checks.push(Check {
+        name: "agent".to_owned(),
+        level: Level::Warn,
+        detail: error.to_string(),
+        hint: Some("only the host was checked".to_owned()),
+    });
+    host
+}
+
+fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", text.trim_end())?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests;

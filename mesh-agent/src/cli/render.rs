@@ -1,0 +1,427 @@
+//! The documents of the admin API as tables for people, at most [`WIDTH`] columns wide. Pure.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use mesh_core::manifest::Origin;
+use mesh_core::model::ObjectRef;
+
+use crate::admin::document::{
+    Bpf, BpfLink, CaptureState, CertificateState, Certificates, Checks, Config, Connections, Direction,
+    EnrolmentState, Level, PartyEntry, SecurityState, Status, WorkloadEntry, Workloads,
+};
+
+/// Columns of a table at most.
+const WIDTH: u16 = 100;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH)
+        .set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// Lines without the blanks that padding leaves at their ends.
+fn text(table: &Table) -> String {
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned() + "\n")
+        .collect()
+}
+
+/// `meshctl status`.
+pub(super) fn status(status: &Status) -> String {
+    let Status {
+        snapshot,
+        pods,
+        connections,
+        certificates,
+        ..
+    } = status;
+    let mut table = table(&[]);
+    let mut row = |name: &str, value: String| {
+        table.add_row([name, &value]);
+    };
+    let ready = if status.ready { "ready" } else { "NOT READY" };
+    row(
+        "Agent",
+        format!("mesh-agent {} (process {}), {ready}", status.version, status.pid),
+    );
+    for reason in &status.not_ready {
+        row("", format!("- {reason}"));
+    }
+    row("Node", status.node.clone());
+    row("Trust domain", status.trust_domain.clone());
+    row(
+        "Up",
+        format!(
+            "{} (since {})",
+            duration(status.uptime_seconds),
+            status.started_at
+        ),
+    );
+    row(
+        "Configuration",
+        format!(
+            "snapshot {}, {} old: {} workloads, {} services",
+            snapshot.version,
+            duration(snapshot.age_seconds),
+            snapshot.workloads,
+            snapshot.services
+        ),
+    );
+    row(
+        "Rejected",
+        match status.rejections {
+            0 => "none".to_owned(),
+            n => format!("{n} documents (see `meshctl config`)"),
+        },
+    );
+    row(
+        "Pods",
+        format!(
+            "{} of {} enrolled are captured, {} failed",
+            pods.captured, pods.enrolled, pods.failed
+        ),
+    );
+    row(
+        "Connections",
+        format!(
+            "{} live, {} since the start",
+            connections.live, connections.opened
+        ),
+    );
+    row(
+        "Certificates",
+        format!(
+            "{} valid, {} missing{}",
+            certificates.valid,
+            certificates.missing,
+            certificates
+                .next_expiry
+                .as_ref()
+                .map(|at| format!(", the first ends {at}"))
+                .unwrap_or_default()
+        ),
+    );
+    text(&table)
+}
+
+/// `meshctl workloads`.
+pub(super) fn workloads(workloads: &Workloads) -> String {
+    if workloads.workloads.is_empty() {
+        return "The agent knows no workloads.".to_owned();
+    }
+    let mut table = table(&[
+        "WORKLOAD",
+        "NODE",
+        "ADDRESSES",
+        "IDENTITY",
+        "MESH",
+        "CAPTURE",
+        "MTLS",
+    ]);
+    for w in &workloads.workloads {
+        table.add_row([
+            format!("{}/{}", w.namespace, w.name),
+            w.node.clone(),
+            w.addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n"),
+            short_identity(&w.identity).to_owned(),
+            match w.enrolment {
+                EnrolmentState::Enrolled => "yes",
+                EnrolmentState::NotEnrolled => "no",
+                EnrolmentState::Refused => "refused",
+            }
+            .to_owned(),
+            match w.capture {
+                CaptureState::Captured => "yes",
+                CaptureState::Pending => "pending",
+                CaptureState::Failed => "FAILED",
+                CaptureState::Remote => "remote",
+                CaptureState::None => "-",
+            }
+            .to_owned(),
+            w.mtls.clone(),
+        ]);
+    }
+    text(&table) + &reasons(&workloads.workloads)
+}
+
+/// Why workloads are refused or not captured, below the table: sentences do not fit into columns.
+fn reasons(workloads: &[WorkloadEntry]) -> String {
+    let lines = workloads.iter().flat_map(|w| {
+        let say = |what: &str, why: &Option<String>| {
+            let why = why.as_ref()?;
+            Some(format!("{}/{} {what}: {why}\n", w.namespace, w.name))
+        };
+        [
+            say("is refused", &w.enrolment_reason),
+            say("is not captured", &w.capture_reason),
+        ]
+    });
+    let lines: String = lines.flatten().collect();
+    if lines.is_empty() {
+        lines
+    } else {
+        format!("\n{lines}")
+    }
+}
+
+/// `meshctl connections`.
+pub(super) fn connections(connections: &Connections) -> String {
+    if connections.connections.is_empty() {
+        return "No live connections.".to_owned();
+    }
+    let mut table = table(&["DIR", "SOURCE", "DESTINATION", "SEC", "AGE", "BYTES"]);
+    for c in &connections.connections {
+        let mut destination = party(&c.destination);
+        if let Some(service) = &c.service {
+            destination = format!("{destination}\n{service}");
+        }
+        table.add_row([
+            match c.direction {
+                Direction::Outbound => "out".to_owned(),
+                Direction::Inbound => "in".to_owned(),
+            },
+            party(&c.source),
+            destination,
+            match c.security {
+                SecurityState::MutualTls => "mTLS".to_owned(),
+                SecurityState::None => "none".to_owned(),
+            },
+            duration(c.age_seconds as u64),
+            format!("{} req\n{} resp", bytes(c.received_bytes), bytes(c.sent_bytes)),
+        ]);
+    }
+    text(&table)
+}
+
+/// Workload, address and identity, a line each.
+fn party(party: &PartyEntry) -> String {
+    let mut lines = Vec::new();
+    if let (Some(namespace), Some(workload)) = (&party.namespace, &party.workload) {
+        lines.push(format!("{namespace}/{workload}"));
+    }
+    lines.push(party.address.to_string());
+    if let Some(identity) = &party.identity {
+        lines.push(short_identity(identity).to_owned());
+    }
+    lines.join("\n")
+}
+
+/// `meshctl certs`.
+pub(super) fn certificates(certificates: &Certificates) -> String {
+    if certificates.certificates.is_empty() {
+        return "No local identities: no enrolled pod is on this node.".to_owned();
+    }
+    let mut table = table(&[
+        "IDENTITY",
+        "STATE",
+        "NOT BEFORE",
+        "NOT AFTER",
+        "ENDS IN",
+        "RENEWED",
+    ]);
+    let mut errors = String::new();
+    for c in &certificates.certificates {
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        table.add_row([
+            short_identity(&c.identity).to_owned(),
+            match c.state {
+                CertificateState::Valid => "valid".to_owned(),
+                CertificateState::RenewalFailing => "valid, NOT RENEWED".to_owned(),
+                CertificateState::Pending => "PENDING".to_owned(),
+                CertificateState::Expired => "EXPIRED".to_owned(),
+            },
+            or_dash(&c.not_before),
+            or_dash(&c.not_after),
+            match c.expires_in_seconds {
+                None => "-".to_owned(),
+                Some(seconds) if seconds < 0 => format!("{} ago", duration(seconds.unsigned_abs())),
+                Some(seconds) => duration(seconds.unsigned_abs()),
+            },
+        ]);
+        if let Some(error) = &c.error {
+            errors += &format!("\n{}: {error}", c.identity);
+        }
+    }
+    text(&table) + &errors
+}
+
+/// `meshctl bpf`.
+pub(super) fn bpf(bpf: &Bpf) -> String {
+    let mut pods = table(&["POD", "SLOT", "NETNS COOKIE", "ADDRESSES", "LINKS"]);
+    let mut shadowed = String::new();
+    for pod in &bpf.pods {
+        let link = |link: &BpfLink| format!("{}={}", link.hook, link.id);
+        pods.add_row([
+            pod.workload.clone(),
+            pod.slot.to_string(),
+            pod.netns_cookie.to_string(),
+            pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            pod.links.iter().map(link).collect::<Vec<_>>().join("\n"),
+        ]);
+        for port in &pod.shadowed_ports {
+            shadowed += &format!("{} listens on {port}, which is the agent's: not reached from off the pod\n", pod.workload);
+        }
+    }
+    let mut programs = table(&["PROGRAM", "ID"]);
+    for program in &bpf.programs {
+        programs.add_row([program.name.clone(), program.id.to_string()]);
+    }
+    let mut maps = table(&["MAP", "ENTRIES", "CAPACITY", "FILL"]);
+    for map in &bpf.maps {
+        let fill = |entries: u64| match map.capacity {
+            0 => "-".to_owned(),
+            capacity => format!("{:.1} %", entries as f64 * 100.0 / capacity as f64),
+        };
+        maps.add_row([
+            map.name.clone(),
+            map.entries.map_or_else(|| "-".to_owned(), |n| n.to_string()),
+            map.capacity.to_string(),
+            map.entries.map_or_else(|| "-".to_owned(), fill),
+        ]);
+    }
+    let mut events = table(&["EVENT", "COUNT"]);
+    for event in &bpf.events {
+        events.add_row([event.event.clone(), event.count.to_string()]);
+    }
+    format!(
+        "ABI {}, pins in {}, cgroup2 at {}, agent in {}\n\n{}{shadowed}\n{}\n{}\n{}",
+        bpf.abi_version,
+        bpf.bpffs,
+        bpf.cgroup2,
+        bpf.agent_cgroup,
+        text(&pods),
+        text(&maps),
+        text(&events),
+        text(&programs),
+    )
+}
+
+/// `meshctl check` and `mesh-agent check`.
+pub(super) fn checks(checks: &Checks) -> String {
+    let mut table = table(&["", "CHECK", "FOUND"]);
+    for check in &checks.checks {
+        let found = match &check.hint {
+            Some(hint) => format!("{}\n-> {hint}", check.detail),
+            None => check.detail.clone(),
+        };
+        let level = match check.level {
+            Level::Ok => "ok",
+            Level::Warn => "WARN",
+            Level::Fail => "FAIL",
+        };
+        table.add_row([level, &check.name, &found]);
+    }
+    let count = |level| checks.checks.iter().filter(|check| check.level == level).count();
+    let mut out = text(&table);
+    out += &format!(
+        "\n{} ok, {} warnings, {} failed\n",
+        count(Level::Ok),
+        count(Level::Warn),
+        count(Level::Fail)
+    );
+    if !checks.limits.is_empty() {
+        let mut limits = self::table(&[]);
+        for limit in &checks.limits {
+            limits.add_row(["-", limit]);
+        }
+        out += "\nWhat capture does not see:\n";
+        out += &text(&limits);
+    }
+    out
+}
+
+/// `meshctl config`.
+pub(super) fn config(config: &Config) -> String {
+    let age = duration(config.age_seconds);
+    let mut out = format!("Snapshot {} has been in force for {age}.\n", config.version);
+    for source in &config.sources {
+        let state = if source.synced { "" } else { ", not read yet" };
+        out += &format!("{}: {} objects, {} files{state}\n", source.name, source.objects, source.files.len());
+        for file in &source.files {
+            if let Some(error) = &file.error {
+                out += &format!("  {} cannot be read: {error}\n", file.path);
+            }
+            if file.held > 0 {
+                out += &format!("  {}: the last good version of {} objects stays in force\n", file.path, file.held);
+            }
+        }
+    }
+    if config.rejections.is_empty() {
+        out += "\nNo document is rejected.\n";
+    } else {
+        out += "\nRejected:\n";
+    }
+    for rejection in &config.rejections {
+        out += &note(Some(&rejection.origin), rejection.object.as_ref(), &rejection.message);
+    }
+    if !config.notices.is_empty() {
+        out += "\nNotices:\n";
+    }
+    for notice in &config.notices {
+        out += &note(notice.origin.as_ref(), notice.object.as_ref(), &notice.message);
+    }
+    out
+}
+
+/// The place on a line of its own, so that editors and terminals make it a link; then what there is to say, indented.
+fn note(origin: Option<&Origin>, object: Option<&ObjectRef>, message: &str) -> String {
+    let mut out = String::new();
+    if let Some(origin) = origin {
+        out += &format!("{origin}\n");
+    }
+    if let Some(object) = object {
+        out += &format!("  {object}\n");
+    }
+    for line in message.lines() {
+        out += &format!("  {line}\n");
+    }
+    out
+}
+
+/// Without the scheme, which every identity has.
+fn short_identity(identity: &str) -> &str {
+    identity.strip_prefix("spiffe://").unwrap_or(identity)
+}
+
+/// The two largest units that matter.
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes, seconds % 60) {
+        (0, 0, 0, s) => format!("{s}s"),
+        (0, 0, m, s) => format!("{m}m{s}s"),
+        (0, h, m, _) => format!("{h}h{m}m"),
+        (d, h, _, _) => format!("{d}d{h}h"),
+    }
+}
+
+/// In binary units.
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut units = UNITS.iter();
+    let mut unit = units.next();
+    while value >= 1000.0
+        && let Some(next) = units.next()
+    {
+        value /= 1024.0;
+        unit = Some(next);
+    }
+    format!("{value:.1} {}", unit.unwrap_or(&""))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+use mesh_core::manifest::Rejection;
+
+use super::*;
+use crate::admin::document::*;
+use crate::sources::{FileStatus, SourceState};
+
+fn narrow(text: &str) -> &str {
+    for line in text.lines() {
+        assert!(
+            line.chars().count() <= usize::from(WIDTH),
+            "{} columns: {line}",
+            line.chars().count()
+        );
+    }
+    text
+}
+
+fn party_entry(name: &str, address: &str) -> PartyEntry {
+    PartyEntry {
+        address: address.parse().unwrap(),
+        workload: Some(format!("{name}-5d4f8c7b9-x2x9z")),
+        namespace: Some("shop".into()),
+        identity: Some(format!("spiffe://cluster.local/ns/shop/sa/{name}")),
+    }
+}
+
+fn connection() -> ConnectionEntry {
+    ConnectionEntry {
+        id: 1,
+        direction: Direction::Outbound,
+        security: SecurityState::MutualTls,
+        source: party_entry("order", "198.18.0.1:40000"),
+        destination: party_entry("payment", "[2001:db8:0:1:2222:3333:4444:5555]:8080"),
+        requested: "198.18.9.9:80".parse().unwrap(),
+        service: Some("payment.shop.svc.cluster.local".into()),
+        opened_at: "2027-01-15T08:00:00Z".into(),
+        age_seconds: 3725.5,
+        received_bytes: 1536,
+        sent_bytes: 5 << 30,
+    }
+}
+
+fn workload_entry(name: &str) -> WorkloadEntry {
+    WorkloadEntry {
+        namespace: "shop".into(),
+        name: name.into(),
+        node: "node-one".into(),
+        local: true,
+        addresses: vec!["198.18.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        identity: "spiffe://cluster.local/ns/shop/sa/order".into(),
+        enrolment: EnrolmentState::Enrolled,
+        enrolment_reason: None,
+        capture: CaptureState::Captured,
+        capture_reason: None,
+        mtls: "PERMISSIVE".into(),
+        mtls_policy: None,
+    }
+}
+
+#[test]
+fn connections_fit_a_terminal_and_show_identities_security_age_and_bytes() {
+    let text = connections(&Connections {
+        connections: vec![connection(), connection()],
+    });
+    for part in [
+        "SOURCE",
+        "shop/order-5d4f8c7b9-x2x9z",
+        "198.18.0.1:40000",
+        "cluster.local/ns/shop/sa/order",
+        "cluster.local/ns/shop/sa/payment",
+        "mTLS",
+        "1h2m",
+        "1.5 KiB req",
+        "5.0 GiB resp",
+        "out",
+    ] {
+        assert!(narrow(&text).contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn a_connection_without_known_parties_shows_addresses() {
+    let mut unknown = connection();
+    unknown.security = SecurityState::None;
+    unknown.source = PartyEntry {
+        address: "198.18.0.7:5000".parse().unwrap(),
+        workload: None,
+        namespace: None,
+        identity: None,
+    };
+    let text = connections(&Connections {
+        connections: vec![unknown],
+    });
+    assert!(
+        text.contains("198.18.0.7:5000") && text.contains("none"),
+        "{text}"
+    );
+}
+
+fn no_config() -> Config {
+    Config {
+        version: 0,
+        age_seconds: 0,
+        sources: vec![],
+        rejections: vec![],
+        notices: vec![],
+    }
+}
+
+#[test]
+fn empty_documents_say_so() {
+    assert_eq!(connections(&Connections::default()), "No live connections.");
+    assert_eq!(workloads(&Workloads::default()), "The agent knows no workloads.");
+    assert!(certificates(&Certificates::default()).contains("No local identities"));
+    assert!(config(&no_config()).contains("No document is rejected."));
+}
+
+#[test]
+fn workloads_show_their_state_and_the_reason_below_the_table() {
+    let failed = WorkloadEntry {
+        capture: CaptureState::Failed,
+        capture_reason: Some("/run/netns/payment: no such file or directory".into()),
+        ..workload_entry("payment")
+    };
+    let refused = WorkloadEntry {
+        enrolment: EnrolmentState::Refused,
+        enrolment_reason: Some("it shares the node's network namespace".into()),
+        capture: CaptureState::None,
+        ..workload_entry("visitor")
+    };
+    let text = workloads(&Workloads {
+        workloads: vec![workload_entry("order"), failed, refused],
+    });
+    let squeezed = narrow(&text).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        squeezed.contains(
+            "shop/order node-one 198.18.0.1 cluster.local/ns/shop/sa/order yes yes PERMISSIVE 2001:db8::1"
+        ),
+        "{text}"
+    );
+    assert!(squeezed.contains("yes FAILED"), "{text}");
+    assert!(text.contains("\nshop/payment is not captured: /run/netns/payment: no such file or directory\n"));
+    assert!(text.contains("\nshop/visitor is refused: it shares the node's network namespace\n"));
+}
+
+#[test]
+fn status_names_what_holds_readiness_up() {
+    let text = status(&Status {
+        version: "0.1.0".into(),
+        pid: 42,
+        not_ready: vec!["pod shop/order is not captured: no such netns".into()],
+        uptime_seconds: 90,
+        rejections: 2,
+        ..Status::default()
+    });
+    for part in [
+        "mesh-agent 0.1.0 (process 42), NOT READY",
+        "- pod shop/order is not captured: no such netns",
+        "1m30s",
+        "2 documents (see `meshctl config`)",
+    ] {
+        assert!(narrow(&text).contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn certificates_show_what_is_wrong_with_them() {
+    let entry = |state, expires_in_seconds, error: Option<&str>| CertificateEntry {
+        identity: "spiffe://cluster.local/ns/shop/sa/order".into(),
+        state,
+        not_before: Some("2027-01-15T08:00:00Z".into()),
+        not_after: Some("2027-01-16T08:00:00Z".into()),
+        expires_in_seconds,
+        next_rotation: "2027-01-15T20:00:00Z".into(),
+        serial: Some("0a1b".into()),
+        issuer: "embedded CA".into(),
+        error: error.map(str::to_owned),
+    };
+    let text = certificates(&Certificates {
+        certificates: vec![
+            entry(CertificateState::Valid, Some(86_400), None),
+            entry(
+                CertificateState::Expired,
+                Some(-5),
+                Some("the certificate issuer is away"),
+            ),
+        ],
+    });
+    for part in [
+        "1d0h",
+        "5s ago",
+        "EXPIRED",
+        "sa/order: the certificate issuer is away",
+    ] {
+        assert!(narrow(&text).contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn bpf_shows_the_fill_of_maps() {
+    let text = bpf(&Bpf {
+        abi_version: 1,
+        bpffs: "/sys/fs/bpf/mesh-agent/n1".into(),
+        cgroup2: "/sys/fs/cgroup/unified".into(),
+        agent_cgroup: "/sys/fs/cgroup/unified/mesh-agent".into(),
+        programs: vec![BpfProgram {
+            name: "connect4".into(),
+            id: 77,
+        }],
+        pods: vec![BpfPod {
+            workload: "shop/order-5d4f8c7b9-x2x9z".into(),
+            netns_cookie: 4711,
+            slot: 0,
+            addresses: vec!["198.18.0.1".parse().unwrap()],
+            links: vec![BpfLink {
+                hook: "connect4".into(),
+                id: 5,
+                program: 77,
+            }],
+            shadowed_ports: vec![15001],
+        }],
+        maps: vec![BpfMap {
+            name: "HANDOFF".into(),
+            entries: Some(512),
+            capacity: 1024,
+        }],
+        events: vec![BpfEvent {
+            event: "connect_captured".into(),
+            count: 7,
+        }],
+    });
+    assert!(
+        narrow(&text).contains("50.0 %") && text.contains("connect_captured"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_rejection_stands_with_file_line_and_column() {
+    let rejection = |line, column| Rejection {
+        origin: Origin {
+            file: "mesh.yaml".into(),
+            line,
+            column,
+        },
+        object: Some(ObjectRef::new("PeerAuthentication", "shop", "default")),
+        message: "spec.mtls.mode: expected STRICT, PERMISSIVE, DISABLE or UNSET".into(),
+    };
+    let text = config(&Config {
+        version: 3,
+        rejections: vec![rejection(7, 11), rejection(0, 0)],
+        sources: vec![SourceState {
+            name: "directory /etc/mesh".into(),
+            synced: true,
+            objects: 4,
+            files: vec![FileStatus {
+                path: "mesh.yaml".into(),
+                accepted: 3,
+                held: 1,
+                rejected: 1,
+                error: None,
+            }],
+        }],
+        ..no_config()
+    });
+    assert!(text.contains("mesh.yaml:7:11\n  PeerAuthentication shop/default\n  spec.mtls.mode: expected"), "{text}");
+    assert!(text.contains("\nmesh.yaml\n"), "{text}");
+    assert!(text.contains("the last good version of 1 objects stays in force"), "{text}");
+}
+
+#[test]
+fn checks_show_hints_counts_and_limits() {
+    let text = checks(&Checks {
+        checks: vec![
+            Check {
+                name: "kernel".into(),
+                level: Level::Ok,
+                detail: "6.18.0".into(),
+                hint: None,
+            },
+            Check {
+                name: "cgroup2".into(),
+                level: Level::Fail,
+                detail: "no cgroup2 mount".into(),
+                hint: Some("mount -t cgroup2 none /sys/fs/cgroup/unified".into()),
+            },
+        ],
+        limits: crate::admin::LIMITS.map(str::to_owned).to_vec(),
+    });
+    for part in [
+        "FAIL",
+        "-> mount -t cgroup2 none /sys/fs/cgroup/unified",
+        "1 ok, 0 warnings, 1 failed",
+        "What capture does not see:",
+    ] {
+        assert!(narrow(&text).contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn durations_and_sizes_are_short() {
+    let durations: Vec<String> = [0, 59, 61, 3600, 90_000].into_iter().map(duration).collect();
+    assert_eq!(durations, ["0s", "59s", "1m1s", "1h0m", "1d1h"]);
+    let sizes: Vec<String> = [0, 1023, 1024, 1023 << 10, u64::MAX]
+        .into_iter()
+        .map(bytes)
+        .collect();
+    assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "16.0 EiB"]);
+}

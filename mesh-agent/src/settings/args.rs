@@ -1,0 +1,99 @@
+//! Flags and environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{LogFormat, parse_duration};
+
+/// Settings as flags; each has an environment variable, and nearly each a key in the settings file.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SettingsArgs {
+    /// YAML file with settings, named as in Istio's MeshConfig where that has them (trustDomain, rootNamespace, accessLogFile,
+    /// defaultConfig.concurrency …). A flag wins over the environment, which wins over the file.
+    #[arg(long, env = "MESH_AGENT_SETTINGS", value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+
+    /// This node, as spec.nodeName of its pods says it [default: the host name; file: nodeName]
+    #[arg(long, env = "MESH_AGENT_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Directory of Kubernetes and Istio YAML to apply and watch [file: configDir]
+    #[arg(long, env = "MESH_AGENT_CONFIG_DIR", value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+
+    /// What the agent keeps over restarts [default: /var/lib/mesh-agent; file: stateDir]
+    #[arg(long, env = "MESH_AGENT_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Root of the embedded CA; agents that share this directory trust each other [default: STATE_DIR/ca; file: caDir]
+    #[arg(long, env = "MESH_AGENT_CA_DIR", value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+
+    /// Trust domain of all identities [default: cluster.local; file: trustDomain]
+    #[arg(long, env = "MESH_AGENT_TRUST_DOMAIN", value_name = "DOMAIN")]
+    pub trust_domain: Option<String>,
+
+    /// Other names of the trust domain that peers may show [file: trustDomainAliases]
+    #[arg(
+        long,
+        env = "MESH_AGENT_TRUST_DOMAIN_ALIASES",
+        value_name = "DOMAIN,…",
+        value_delimiter = ','
+    )]
+    pub trust_domain_aliases: Vec<String>,
+
+    /// Namespace whose policies hold for the whole mesh [default: istio-system; file: rootNamespace]
+    #[arg(long, env = "MESH_AGENT_ROOT_NAMESPACE", value_name = "NAMESPACE")]
+    pub root_namespace: Option<String>,
+
+    /// Suffix of service host names, name.namespace.svc.DOMAIN [default: cluster.local; file: clusterDomain]
+    #[arg(long, env = "MESH_AGENT_CLUSTER_DOMAIN", value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+
+    /// How long workload certificates are valid, such as 24h or 10s; renewed at half of it [default: 24h; file: certificateLifetime]
+    #[arg(long, env = "MESH_AGENT_CERTIFICATE_LIFETIME", value_name = "DURATION", value_parser = parse_duration)]
+    pub certificate_lifetime: Option<Duration>,
+
+    /// Worker threads, 1 to 8; 0 for one per core up to four [default: 0; file: defaultConfig.concurrency]
+    #[arg(long, env = "MESH_AGENT_WORKERS", value_name = "N")]
+    pub workers: Option<usize>,
+
+    /// Where /metrics is served [default: [::]:15020; file: metricsAddress]
+    #[arg(long, env = "MESH_AGENT_METRICS_ADDRESS", value_name = "ADDR:PORT")]
+    pub metrics_address: Option<SocketAddr>,
+
+    /// Where readiness is served [default: [::]:15021; file: readinessAddress]
+    #[arg(long, env = "MESH_AGENT_READINESS_ADDRESS", value_name = "ADDR:PORT")]
+    pub readiness_address: Option<SocketAddr>,
+
+    /// Unix socket of the admin API, which meshctl talks to [default: /run/mesh-agent/admin.sock; file: adminSocket]
+    #[arg(long, env = "MESH_AGENT_ADMIN_SOCKET", value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+
+    /// Directory on a bpffs for what is to outlive the agent [default: /sys/fs/bpf/mesh-agent; file: bpffsDir]
+    #[arg(long, env = "MESH_AGENT_BPFFS_DIR", value_name = "DIR")]
+    pub bpffs_dir: Option<PathBuf>,
+
+    /// The cgroup2 mount [default: found in /proc/self/mountinfo; file: cgroupRoot]
+    #[arg(long, env = "MESH_AGENT_CGROUP_ROOT", value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// What is logged: a level, or target=level pairs with commas between [default: info; file: log.filter]
+    #[arg(long, env = "MESH_AGENT_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+
+    /// How log lines look [default: text; file: log.format, or accessLogEncoding]
+    #[arg(long, env = "MESH_AGENT_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Where connections are logged: a file, /dev/stdout, or nothing for no access log [default: /dev/stdout; file: accessLogFile]
+    #[arg(long, env = "MESH_AGENT_ACCESS_LOG_FILE", value_name = "FILE")]
+    pub access_log_file: Option<String>,
+
+    /// How long connections may finish when the agent stops [default: 5s; file: defaultConfig.terminationDrainDuration]
+    #[arg(long, env = "MESH_AGENT_DRAIN", value_name = "DURATION", value_parser = parse_duration)]
+    pub drain: Option<Duration>,
+}

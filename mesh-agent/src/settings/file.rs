@@ -1,0 +1,121 @@
+//! The settings file. What Istio's MeshConfig also has takes its name and shape; a key that means nothing here is an error.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{LogFormat, SettingsError, duration};
+
+/// The file as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) node_name: Option<String>,
+    pub(super) config_dir: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) ca_dir: Option<PathBuf>,
+    /// MeshConfig.
+    pub(super) trust_domain: Option<String>,
+    /// MeshConfig.
+    pub(super) trust_domain_aliases: Option<Vec<String>>,
+    /// MeshConfig.
+    pub(super) root_namespace: Option<String>,
+    pub(super) cluster_domain: Option<String>,
+    #[serde(default, deserialize_with = "duration::deserialize")]
+    pub(super) certificate_lifetime: Option<Duration>,
+    pub(super) metrics_address: Option<SocketAddr>,
+    pub(super) readiness_address: Option<SocketAddr>,
+    pub(super) admin_socket: Option<PathBuf>,
+    pub(super) bpffs_dir: Option<PathBuf>,
+    pub(super) cgroup_root: Option<PathBuf>,
+    pub(super) log: Option<Log>,
+    /// MeshConfig.
+    pub(super) access_log_file: Option<String>,
+    /// MeshConfig.
+    pub(super) access_log_encoding: Option<Encoding>,
+    /// MeshConfig.
+    pub(super) default_config: Option<DefaultConfig>,
+    /// MeshConfig. The tunnel speaks TLS 1.3 only, which each of its values allows.
+    #[serde(rename = "meshMTLS")]
+    _mesh_mtls: Option<MeshMtls>,
+}
+
+/// Ours: what is logged and how.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) filter: Option<String>,
+    pub(super) format: Option<LogFormat>,
+}
+
+/// MeshConfig's `accessLogEncoding`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(super) enum Encoding {
+    Text,
+    Json,
+}
+
+impl From<Encoding> for LogFormat {
+    fn from(encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::Text => Self::Text,
+            Encoding::Json => Self::Json,
+        }
+    }
+}
+
+/// MeshConfig's `defaultConfig` (ProxyConfig).
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct DefaultConfig {
+    pub(super) concurrency: Option<usize>,
+    #[serde(default, deserialize_with = "duration::deserialize")]
+    pub(super) termination_drain_duration: Option<Duration>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct MeshMtls {
+    #[serde(rename = "minProtocolVersion")]
+    _min_protocol_version: Option<TlsVersion>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum TlsVersion {
+    TlsAuto,
+    #[serde(rename = "TLSV1_2")]
+    Tls12,
+    #[serde(rename = "TLSV1_3")]
+    Tls13,
+}
+
+/// Reads the file at `path`.
+pub(super) fn read(path: &Path) -> Result<File, SettingsError> {
+    let text = std::fs::read_to_string(path).map_err(|error| SettingsError::Unreadable {
+        path: path.to_owned(),
+        error,
+    })?;
+    parse(path, &text)
+}
+
+/// Reads `text`; `path` is for messages.
+pub(super) fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    let read: Result<Option<File>, _> = serde_saphyr::from_str_with_options(text, options);
+    read.map(Option::unwrap_or_default).map_err(|error| {
+        let error = error.without_snippet();
+        let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+        let message = error.to_string().lines().next().unwrap_or_default().to_owned();
+        let message = message.replace(&format!(" at line {line}, column {column}"), "");
+        SettingsError::File {
+            path: path.to_owned(),
+            line,
+            column,
+            message: message.strip_prefix("error: ").unwrap_or(&message).to_owned(),
+        }
+    })
+}

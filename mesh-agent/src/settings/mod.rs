@@ -1,0 +1,300 @@
+//! The agent's settings: one struct, from flags, environment, a file and defaults, in this order of precedence. Read once at start.
+
+mod args;
+mod duration;
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mesh_core::model::{IdentityError, TrustDomain};
+use mesh_core::snapshot::MeshSettings;
+use serde::Serialize;
+use thiserror::Error;
+
+pub use args::SettingsArgs;
+pub use duration::{parse_duration, show_duration};
+
+/// Shortest certificate lifetime: below it, rotation at half-life would not keep up with clock differences.
+const MIN_LIFETIME: Duration = Duration::from_secs(2);
+
+/// What is wrong with the settings, and what to do.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// The settings file cannot be read.
+    #[error("settings file {path}: {error}; see --settings")]
+    Unreadable {
+        /// Its path.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The settings file is not what it must be.
+    #[error("settings file {path}:{line}:{column}: {message}")]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// Column, from 1.
+        column: u64,
+        /// What is wrong.
+        message: String,
+    },
+    /// Nothing says what this node is called.
+    #[error(
+        "the node has no name: give --node-name, MESH_AGENT_NODE_NAME or nodeName in the settings file (the host name {0:?} is no name)"
+    )]
+    NodeName(String),
+    /// A trust domain is none.
+    #[error("trust domain: {0}")]
+    TrustDomain(#[from] IdentityError),
+    /// A value is out of bounds.
+    #[error("{name} is {value}: {expected}")]
+    Value {
+        /// Its flag.
+        name: &'static str,
+        /// What it is.
+        value: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Where the access log goes, Istio's `accessLogFile`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccessLog {
+    /// Nowhere.
+    Off,
+    /// Among the agent's log lines (`/dev/stdout`).
+    Stdout,
+    /// Appended to this file.
+    File(PathBuf),
+}
+
+/// The settings in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// This node, as `spec.nodeName` of its pods names it.
+    pub node_name: String,
+    /// Directory of configuration documents; `None` where none is given.
+    pub config_dir: Option<PathBuf>,
+    /// What the agent keeps over restarts.
+    pub state_dir: PathBuf,
+    /// Where the embedded CA keeps its root; agents that share it trust each other.
+    pub ca_dir: PathBuf,
+    /// The local trust domain.
+    pub trust_domain: TrustDomain,
+    /// Other names of it that peers may show.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// The namespace whose policies hold mesh-wide.
+    pub root_namespace: String,
+    /// Suffix of service host names.
+    pub cluster_domain: String,
+    /// How long a workload's certificate is valid; it is renewed at half of that.
+    pub certificate_lifetime: Duration,
+    /// Worker threads, 1 to 8.
+    pub workers: usize,
+    /// Where `/metrics` is served.
+    pub metrics_address: SocketAddr,
+    /// Where readiness is served.
+    pub readiness_address: SocketAddr,
+    /// The admin API's Unix socket.
+    pub admin_socket: PathBuf,
+    /// A bpffs directory for pins.
+    pub bpffs_dir: PathBuf,
+    /// The cgroup2 mount; `None` to find it in `/proc/self/mountinfo`.
+    pub cgroup_root: Option<PathBuf>,
+    /// What is logged, in `tracing`'s filter language.
+    pub log_filter: String,
+    /// How.
+    pub log_format: LogFormat,
+    /// Where connections are logged.
+    pub access_log: AccessLog,
+    /// How long connections may finish when the agent stops.
+    pub drain: Duration,
+}
+
+impl Settings {
+    /// The settings from flags and environment (`args`) and from the file that they name.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn load(args: &SettingsArgs) -> Result<Self, SettingsError> {
+        let file = match &args.settings {
+            Some(path) => file::read(path)?,
+            None => file::File::default(),
+        };
+        Self::merge(args, file, host_name(), cores())
+    }
+
+    /// What decisions need of them.
+    pub fn mesh(&self) -> MeshSettings {
+        MeshSettings {
+            node_name: self.node_name.clone(),
+            trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
+            root_namespace: self.root_namespace.clone(),
+            cluster_domain: self.cluster_domain.clone(),
+        }
+    }
+
+    fn merge(
+        args: &SettingsArgs,
+        file: file::File,
+        host: String,
+        cores: usize,
+    ) -> Result<Self, SettingsError> {
+        let args = args.clone();
+        let node_name = args.node_name.or(file.node_name).unwrap_or_else(|| host.clone());
+        if node_name.trim().is_empty() {
+            return Err(SettingsError::NodeName(host));
+        }
+        let domain = args
+            .trust_domain
+            .or(file.trust_domain)
+            .unwrap_or_else(|| "cluster.local".into());
+        let aliases = if args.trust_domain_aliases.is_empty() {
+            file.trust_domain_aliases.unwrap_or_default()
+        } else {
+            args.trust_domain_aliases
+        };
+        let state_dir = args
+            .state_dir
+            .or(file.state_dir)
+            .unwrap_or_else(|| "/var/lib/mesh-agent".into());
+        let defaults = file.default_config.unwrap_or_default();
+        let log = file.log.unwrap_or_default();
+        let encoding = file.access_log_encoding.map(LogFormat::from);
+        let settings = Self {
+            node_name,
+            config_dir: args.config_dir.or(file.config_dir),
+            ca_dir: args
+                .ca_dir
+                .or(file.ca_dir)
+                .unwrap_or_else(|| state_dir.join("ca")),
+            state_dir,
+            trust_domain: domain.parse()?,
+            trust_domain_aliases: aliases
+                .iter()
+                .map(|alias| alias.parse())
+                .collect::<Result<_, _>>()?,
+            root_namespace: args
+                .root_namespace
+                .or(file.root_namespace)
+                .unwrap_or_else(|| "istio-system".into()),
+            cluster_domain: args
+                .cluster_domain
+                .or(file.cluster_domain)
+                .unwrap_or_else(|| "cluster.local".into()),
+            certificate_lifetime: args
+                .certificate_lifetime
+                .or(file.certificate_lifetime)
+                .unwrap_or(Duration::from_secs(24 * 3600)),
+            workers: workers(args.workers.or(defaults.concurrency), cores)?,
+            metrics_address: args
+                .metrics_address
+                .or(file.metrics_address)
+                .unwrap_or_else(|| any(15020)),
+            readiness_address: args
+                .readiness_address
+                .or(file.readiness_address)
+                .unwrap_or_else(|| any(15021)),
+            admin_socket: args
+                .admin_socket
+                .or(file.admin_socket)
+                .unwrap_or_else(|| "/run/mesh-agent/admin.sock".into()),
+            bpffs_dir: args
+                .bpffs_dir
+                .or(file.bpffs_dir)
+                .unwrap_or_else(|| "/sys/fs/bpf/mesh-agent".into()),
+            cgroup_root: args.cgroup_root.or(file.cgroup_root),
+            log_filter: args.log.or(log.filter).unwrap_or_else(|| "info".into()),
+            log_format: args
+                .log_format
+                .or(log.format)
+                .or(encoding)
+                .unwrap_or(LogFormat::Text),
+            access_log: access_log(args.access_log_file.or(file.access_log_file)),
+            drain: args
+                .drain
+                .or(defaults.termination_drain_duration)
+                .unwrap_or(Duration::from_secs(5)),
+        };
+        settings.check()
+    }
+
+    fn check(self) -> Result<Self, SettingsError> {
+        if self.certificate_lifetime < MIN_LIFETIME {
+            return Err(SettingsError::Value {
+                name: "--certificate-lifetime",
+                value: show_duration(self.certificate_lifetime),
+                expected: "expected at least 2s",
+            });
+        }
+        for (name, value) in [
+            ("--root-namespace", &self.root_namespace),
+            ("--cluster-domain", &self.cluster_domain),
+        ] {
+            let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'.' | b'-');
+            if value.is_empty() || !value.bytes().all(good) {
+                return Err(SettingsError::Value {
+                    name,
+                    value: format!("{value:?}"),
+                    expected: "expected characters a-z, 0-9, '.' and '-'",
+                });
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// 0 and nothing mean a worker per core, up to four.
+fn workers(asked: Option<usize>, cores: usize) -> Result<usize, SettingsError> {
+    let most = mesh_common::MAX_WORKERS as usize;
+    match asked {
+        None | Some(0) => Ok(cores.clamp(1, 4)),
+        Some(count) if count <= most => Ok(count),
+        Some(count) => Err(SettingsError::Value {
+            name: "--workers",
+            value: count.to_string(),
+            expected: "expected 1 to 8, or 0 for one per core up to four",
+        }),
+    }
+}
+
+fn access_log(file: Option<String>) -> AccessLog {
+    match file.as_deref() {
+        Some("") => AccessLog::Off,
+        None | Some("/dev/stdout") => AccessLog::Stdout,
+        Some(path) => AccessLog::File(Path::new(path).to_owned()),
+    }
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
+}

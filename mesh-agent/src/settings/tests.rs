@@ -1,0 +1,152 @@
+//! Precedence, and what wrong settings are told.
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+fn settings(flags: &[&str], yaml: &str) -> Result<Settings, SettingsError> {
+    let args = Cli::try_parse_from(std::iter::once(&"mesh-agent").chain(flags))
+        .unwrap()
+        .settings;
+    let file = file::parse(Path::new("agent.yaml"), yaml)?;
+    Settings::merge(&args, file, "host-1".into(), 16)
+}
+
+#[test]
+fn without_anything_there_are_defaults() {
+    let got = settings(&[], "").unwrap();
+    assert_eq!(got.node_name, "host-1");
+    assert_eq!(got.ca_dir, PathBuf::from("/var/lib/mesh-agent/ca"));
+    assert_eq!(got.trust_domain.as_str(), "cluster.local");
+    assert_eq!(got.root_namespace, "istio-system");
+    assert_eq!(got.certificate_lifetime, Duration::from_secs(86_400));
+    assert_eq!(got.workers, 4);
+    assert_eq!(got.metrics_address.to_string(), "[::]:15020");
+    assert_eq!(got.readiness_address.to_string(), "[::]:15021");
+    assert_eq!(got.access_log, AccessLog::Stdout);
+    assert_eq!(got.config_dir, None);
+}
+
+#[test]
+fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+    let yaml = "
+nodeName: from-file
+stateDir: /state
+trustDomain: file.example
+trustDomainAliases: [old.example]
+rootNamespace: mesh-root
+certificateLifetime: 1h30m
+accessLogFile: \"\"
+accessLogEncoding: JSON
+meshMTLS: {minProtocolVersion: TLSV1_3}
+defaultConfig:
+  concurrency: 2
+  terminationDrainDuration: 7s
+";
+    let got = settings(
+        &[
+            "--node-name",
+            "from-flag",
+            "--trust-domain-aliases",
+            "a.example,b.example",
+        ],
+        yaml,
+    )
+    .unwrap();
+    assert_eq!(got.node_name, "from-flag");
+    assert_eq!(got.trust_domain.as_str(), "file.example");
+    assert_eq!(got.trust_domain_aliases.len(), 2);
+    assert_eq!(got.ca_dir, PathBuf::from("/state/ca"));
+    assert_eq!(got.root_namespace, "mesh-root");
+    assert_eq!(got.certificate_lifetime, Duration::from_secs(5400));
+    assert_eq!((got.workers, got.drain), (2, Duration::from_secs(7)));
+    assert_eq!(
+        (got.access_log, got.log_format),
+        (AccessLog::Off, LogFormat::Json)
+    );
+}
+
+#[test]
+fn wrong_settings_are_told_where_and_what() {
+    let table: &[(&[&str], &str, &str)] = &[
+        (
+            &[],
+            "nodeName: a\ntrustDomian: b\n",
+            "agent.yaml:2:1: unknown field",
+        ),
+        (&[], "defaultConfig:\n  concurrency: many\n", "agent.yaml:2:16:"),
+        (
+            &[],
+            "defaultConfig:\n  concurency: 1\n",
+            "agent.yaml:2:3: unknown field",
+        ),
+        (&[], "certificateLifetime: soon\n", "is no duration"),
+        (&[], "trustDomain: Not/One\n", "is not a trust domain"),
+        (&[], "nodeName: [\n", "agent.yaml:"),
+        (&["--workers", "9"], "", "--workers is 9: expected 1 to 8"),
+        (
+            &["--certificate-lifetime", "1s"],
+            "",
+            "--certificate-lifetime is 1s: expected at least 2s",
+        ),
+        (&["--node-name", " "], "", "the node has no name"),
+        (&["--root-namespace", "A B"], "", "--root-namespace"),
+    ];
+    for (flags, yaml, expected) in table {
+        let error = settings(flags, yaml).unwrap_err().to_string();
+        assert!(error.contains(expected), "{flags:?} {yaml:?}: {error}");
+    }
+}
+
+#[test]
+fn durations_are_read_as_istio_writes_them() {
+    for (text, millis) in [
+        ("24h", 86_400_000),
+        ("1h30m", 5_400_000),
+        ("10s", 10_000),
+        ("1.5s", 1_500),
+        ("250ms", 250),
+        ("1d", 86_400_000),
+        ("0", 0),
+        (" 5s ", 5_000),
+    ] {
+        assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+    }
+    for text in [
+        "",
+        "10",
+        "s",
+        "-1s",
+        "1x",
+        "1.2.3s",
+        "9999999999999999999999h",
+        "1s2",
+    ] {
+        assert!(parse_duration(text).is_err(), "{text}");
+    }
+    for text in ["24h", "1h30m", "250ms", "0"] {
+        assert_eq!(show_duration(parse_duration(text).unwrap()), text);
+    }
+}
+
+#[test]
+fn every_flag_has_an_environment_variable_and_help() {
+    use clap::CommandFactory;
+    for arg in Cli::command()
+        .get_arguments()
+        .filter(|arg| arg.get_id() != "help")
+    {
+        let env = arg
+            .get_env()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        assert!(env.starts_with("MESH_AGENT_"), "{}", arg.get_id());
+        assert!(arg.get_help().is_some(), "{}", arg.get_id());
+    }
+}

@@ -1,0 +1,285 @@
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use mesh_core::model::{Enrolment, Owner, ServiceRef, WorkloadUid};
+
+use super::*;
+use crate::telemetry::traffic::GRACE;
+
+fn identity(name: &str) -> SpiffeId {
+    format!("spiffe://cluster.local/ns/shop/sa/{name}")
+        .parse()
+        .unwrap()
+}
+
+pub(crate) fn workload(name: &str, last: u8) -> Arc<Workload> {
+    Arc::new(Workload {
+        uid: WorkloadUid::new("shop", &format!("{name}-1"), "u"),
+        namespace: "shop".into(),
+        name: format!("{name}-1"),
+        service_account: name.into(),
+        identity: identity(name),
+        node: "n1".into(),
+        addresses: vec![IpAddr::V4(Ipv4Addr::new(198, 18, 0, last))],
+        host_network: false,
+        ports: Default::default(),
+        labels: [("app".to_owned(), name.to_owned())].into(),
+        enrolment: Enrolment::Enrolled,
+        ready: true,
+        location: None,
+        owner: Owner {
+            kind: "Deployment".into(),
+            name: name.into(),
+        },
+    })
+}
+
+pub(crate) fn info(reporter: Reporter) -> ConnectionInfo {
+    ConnectionInfo {
+        reporter,
+        security: Security::MutualTls,
+        source_address: "198.18.0.1:40000".parse().unwrap(),
+        source: Some(workload("order", 1)),
+        source_identity: Some(identity("order")),
+        requested_address: "198.18.9.9:80".parse().unwrap(),
+        destination_address: "198.18.0.2:8080".parse().unwrap(),
+        destination: Some(workload("payment", 2)),
+        destination_identity: Some(identity("payment")),
+        service: Some(Arc::new(Service {
+            name: ServiceRef {
+                namespace: "shop".into(),
+                name: "payment".into(),
+            },
+            hostname: "payment.shop.svc.cluster.local".into(),
+            vips: vec!["198.18.9.9".parse().unwrap()],
+            ports: vec![],
+            endpoints: Default::default(),
+        })),
+    }
+}
+
+fn only_sample(log: &ConnectionLog) -> crate::telemetry::traffic::Sample {
+    let samples = log.traffic().samples();
+    assert_eq!(samples.len(), 1, "{samples:?}");
+    samples.into_iter().next().unwrap()
+}
+
+#[test]
+fn counts_equal_what_was_added_and_closing_counts_once() {
+    let log = Arc::new(ConnectionLog::default());
+    let connection = log.open(info(Reporter::Source));
+    connection.counts().add_received(100);
+    connection.counts().add_sent(7);
+    drop(connection);
+    let sample = only_sample(&log);
+    assert_eq!((sample.opened, sample.received, sample.sent), (1, 100, 7));
+    assert_eq!(sample.closed, [(None, 1)]);
+    log.carry_bytes();
+    assert_eq!(only_sample(&log), sample);
+    assert!(log.is_empty());
+    assert_eq!(log.opened(), 1);
+}
+
+#[test]
+fn bytes_of_a_live_connection_are_carried_before_it_closes_and_not_twice() {
+    let log = Arc::new(ConnectionLog::default());
+    let connection = log.open(info(Reporter::Destination));
+    connection.counts().add_sent(5);
+    log.carry_bytes();
+    assert_eq!(only_sample(&log).sent, 5);
+    connection.counts().add_sent(6);
+    log.carry_bytes();
+    log.carry_bytes();
+    assert_eq!(only_sample(&log).sent, 11);
+    drop(connection);
+    assert_eq!(only_sample(&log).sent, 11);
+}
+
+#[test]
+fn scrapes_from_several_threads_lose_and_double_nothing() {
+    let log = Arc::new(ConnectionLog::default());
+    let one = info(Reporter::Source);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    let connection = log.open(one.clone());
+                    connection.counts().add_received(3);
+                    connection.counts().add_received(4);
+                }
+            });
+        }
+        for _ in 0..2 {
+            scope.spawn(|| (0..200).for_each(|_| log.carry_bytes()));
+        }
+    });
+    let sample = only_sample(&log);
+    assert_eq!((sample.opened, sample.received), (2000, 14_000));
+    assert_eq!(sample.closed, [(None, 2000)]);
+}
+
+#[test]
+fn the_first_failure_stays_and_is_counted_by_flag_and_reason() {
+    let log = Arc::new(ConnectionLog::default());
+    let mut connection = log.open(info(Reporter::Source));
+    connection.fail(ResponseFlag::Connect, "refused", "nobody listens".into());
+    connection.fail(ResponseFlag::Reset, "reset", "gone".into());
+    drop(connection);
+    assert_eq!(only_sample(&log).closed, [(Some(ResponseFlag::Connect), 1)]);
+    assert_eq!(
+        log.failures().counts(),
+        [((Reporter::Source, ResponseFlag::Connect, "refused"), 1)]
+    );
+}
+
+#[test]
+fn the_table_holds_a_connection_for_as_long_as_its_guard_lives() {
+    let log = Arc::new(ConnectionLog::default());
+    let first = log.open(info(Reporter::Source));
+    let second = log.open(info(Reporter::Destination));
+    let mut ids: Vec<u64> = log.live().iter().map(|live| live.id).collect();
+    ids.dedup();
+    assert_eq!((ids.len(), log.len()), (2, 2));
+    drop(first);
+    assert_eq!(log.live()[0].info.reporter, Reporter::Destination);
+    drop(second);
+    assert!(log.is_empty());
+}
+
+#[test]
+fn pods_of_one_deployment_share_a_label_set() {
+    let log = Arc::new(ConnectionLog::default());
+    drop(log.open(info(Reporter::Source)));
+    drop(log.open(info(Reporter::Source)));
+    assert_eq!(only_sample(&log).opened, 2);
+}
+
+#[test]
+fn label_sets_of_gone_workloads_expire_after_the_grace_time_and_not_while_connections_live() {
+    let log = Arc::new(ConnectionLog::default());
+    let connection = log.open(info(Reporter::Source));
+    let start = Instant::now();
+    log.forget_gone(|_| false, start);
+    log.forget_gone(|_| false, start + GRACE);
+    assert_eq!(
+        log.traffic().samples().len(),
+        1,
+        "a live connection keeps its labels"
+    );
+    drop(connection);
+    log.forget_gone(|_| false, start + GRACE);
+    log.forget_gone(|_| false, start + GRACE + GRACE - Duration::from_secs(1));
+    assert_eq!(log.traffic().samples().len(), 1, "within the grace time");
+    log.forget_gone(|_| false, start + GRACE + GRACE);
+    assert!(log.traffic().samples().is_empty());
+}
+
+#[test]
+fn label_sets_of_present_workloads_never_expire() {
+    let log = Arc::new(ConnectionLog::default());
+    drop(log.open(info(Reporter::Source)));
+    let start = Instant::now();
+    log.forget_gone(|_| true, start);
+    log.forget_gone(|_| true, start + GRACE * 10);
+    assert_eq!(log.traffic().samples().len(), 1);
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn logged(act: impl FnOnce()) -> Vec<serde_json::Value> {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let bytes = lines.0.lock().unwrap();
+    String::from_utf8_lossy(&bytes)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_closed_connection_writes_one_access_line_in_the_known_shape() {
+    let log = Arc::new(ConnectionLog::default());
+    let lines = logged(|| {
+        let connection = log.open(info(Reporter::Source));
+        connection.counts().add_received(10);
+        connection.counts().add_sent(20);
+    });
+    let [line] = &lines[..] else { panic!("{lines:?}") };
+    for (key, value) in [
+        ("target", "access"),
+        ("level", "INFO"),
+        ("src.addr", "198.18.0.1:40000"),
+        ("src.workload", "order-1"),
+        ("src.namespace", "shop"),
+        ("src.identity", "spiffe://cluster.local/ns/shop/sa/order"),
+        ("dst.addr", "198.18.0.2:15008"),
+        ("dst.hbone_addr", "198.18.0.2:8080"),
+        ("dst.service", "payment.shop.svc.cluster.local"),
+        ("dst.workload", "payment-1"),
+        ("dst.namespace", "shop"),
+        ("dst.identity", "spiffe://cluster.local/ns/shop/sa/payment"),
+        ("direction", "outbound"),
+    ] {
+        assert_eq!(line[key], value, "{key}");
+    }
+    assert_eq!(
+        (&line["bytes_sent"], &line["bytes_recv"]),
+        (&20.into(), &10.into())
+    );
+    assert!(line["duration"].as_str().unwrap().ends_with("ms"));
+    assert!(line.get("error").is_none() && line.get("response_flags").is_none());
+}
+
+#[test]
+fn a_failed_plaintext_connection_says_why_and_leaves_out_what_is_unknown() {
+    let log = Arc::new(ConnectionLog::default());
+    let lines = logged(|| {
+        let mut connection = log.open(ConnectionInfo {
+            security: Security::None,
+            source: None,
+            source_identity: None,
+            service: None,
+            ..info(Reporter::Destination)
+        });
+        connection.fail(
+            ResponseFlag::Deny,
+            "plaintext_refused",
+            "shop/payment is STRICT".into(),
+        );
+    });
+    let [line] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!(line["level"], "WARN");
+    assert_eq!(line["error"], "shop/payment is STRICT");
+    assert_eq!(line["response_flags"], "DENY");
+    assert_eq!(line["reason"], "plaintext_refused");
+    assert_eq!(line["dst.addr"], "198.18.0.2:8080");
+    assert_eq!(line["direction"], "inbound");
+    for key in [
+        "src.workload",
+        "src.namespace",
+        "src.identity",
+        "dst.hbone_addr",
+        "dst.service",
+    ] {
+        assert!(line.get(key).is_none(), "{key}");
+    }
+}

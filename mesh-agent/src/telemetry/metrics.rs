@@ -1,0 +1,325 @@
+//! The metrics registry: turns the counters and the readings that the agent supplies into the Prometheus text format.
+//!
+//! Everything is read at the scrape; nothing here runs between scrapes.
+
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, Registry, TextEncoder};
+use thiserror::Error;
+
+use super::connections::{ConnectionLog, ResponseFlag};
+use super::process;
+use super::traffic::Sample;
+
+/// The content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The state of one BPF map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapFill {
+    /// Its name.
+    pub name: String,
+    /// Entries in it; `None` where they cannot be counted.
+    pub entries: Option<u64>,
+    /// Entries at most.
+    pub capacity: u64,
+}
+
+/// What the parts of the agent say about themselves at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readings {
+    /// Version of the snapshot in force.
+    pub snapshot_version: u64,
+    /// Documents that are rejected at present.
+    pub config_rejections: u64,
+    /// Identities with the end of their certificate, in seconds since the epoch.
+    pub certificates: Vec<(String, i64)>,
+    /// Local enrolled pods that are captured.
+    pub pods_captured: u64,
+    /// Local enrolled pods that are not captured.
+    pub pods_failed: u64,
+    /// The BPF maps.
+    pub maps: Vec<MapFill>,
+    /// What the BPF programs counted.
+    pub events: Vec<(&'static str, u64)>,
+}
+
+/// Supplies [`Readings`]; called at each scrape, off the data path.
+pub type ReadingsSource = Arc<dyn Fn() -> Readings + Send + Sync>;
+
+/// Why the metrics could not be rendered.
+#[derive(Debug, Error)]
+pub enum MetricsError {
+    /// The registry or the encoder refused: a fault of the agent.
+    #[error("the metrics cannot be rendered: {0}")]
+    Render(#[from] prometheus::Error),
+}
+
+/// The agent's registry.
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// A registry over the connections of `log` and what `readings` says.
+    ///
+    /// # Errors
+    /// When two collectors describe the same metric: a fault of the agent.
+    pub fn new(log: Arc<ConnectionLog>, readings: ReadingsSource) -> Result<Self, MetricsError> {
+        let registry = Registry::new();
+        registry.register(Box::new(Pulled { log, readings }))?;
+        Ok(Self { registry })
+    }
+
+    /// The metrics at this moment, in the Prometheus text format.
+    ///
+    /// # Errors
+    /// When a metric is malformed: a fault of the agent.
+    pub fn render(&self) -> Result<Vec<u8>, MetricsError> {
+        let mut text = Vec::with_capacity(16 << 10);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// One collector that makes every family from what is counted elsewhere.
+struct Pulled {
+    log: Arc<ConnectionLog>,
+    readings: ReadingsSource,
+}
+
+impl Collector for Pulled {
+    /// Described by the families themselves: the registry checks names at the scrape.
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.log.carry_bytes();
+        let mut families = tcp(&self.log.traffic().samples());
+        families.extend(outcomes(&self.log));
+        families.extend(agent(&(self.readings)()));
+        families.extend(
+            process::read()
+                .into_iter()
+                .map(|p| p.kind.family(p.name, p.help, vec![Row::new(p.value)])),
+        );
+        families.retain(|family| !family.get_metric().is_empty());
+        families
+    }
+}
+
+/// Whether a value only grows.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Counter,
+    Gauge,
+}
+
+impl Kind {
+    fn family(self, name: &str, help: &str, rows: Vec<Row>) -> MetricFamily {
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(match self {
+            Kind::Counter => MetricType::COUNTER,
+            Kind::Gauge => MetricType::GAUGE,
+        });
+        family.set_metric(rows.into_iter().map(|row| row.metric(self)).collect());
+        family
+    }
+}
+
+/// One line: labels and a value.
+struct Row {
+    labels: Vec<LabelPair>,
+    value: f64,
+}
+
+impl Row {
+    fn new(value: f64) -> Self {
+        Self {
+            labels: Vec::new(),
+            value,
+        }
+    }
+
+    fn label(mut self, name: &str, value: &str) -> Self {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value.to_owned());
+        self.labels.push(pair);
+        self
+    }
+
+    fn metric(self, kind: Kind) -> Metric {
+        let mut metric = Metric::from_label(self.labels);
+        match kind {
+            Kind::Counter => {
+                let mut counter = Counter::default();
+                counter.set_value(self.value);
+                metric.set_counter(counter);
+            }
+            Kind::Gauge => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(self.value);
+                metric.set_gauge(gauge);
+            }
+        }
+        metric
+    }
+}
+
+/// What Istio calls a connection without a flag.
+const NO_FLAG: &str = "-";
+
+fn tcp(samples: &[Sample]) -> Vec<MetricFamily> {
+    let row = |sample: &Sample, flag: Option<ResponseFlag>, value: u64| {
+        sample
+            .labels
+            .pairs()
+            .fold(Row::new(value as f64), |row, (name, value)| {
+                row.label(name, value)
+            })
+            .label("response_flags", flag.map_or(NO_FLAG, ResponseFlag::as_str))
+    };
+    let family = |name: &str, help: &str, value: fn(&Sample) -> u64| {
+        let rows = samples.iter().map(|s| row(s, None, value(s))).collect();
+        Kind::Counter.family(name, help, rows)
+    };
+    let closed = samples
+        .iter()
+        .flat_map(|s| s.closed.iter().map(move |(flag, n)| row(s, *flag, *n)))
+        .collect();
+    vec![
+        family(
+            "istio_tcp_connections_opened_total",
+            "TCP connections opened.",
+            |s| s.opened,
+        ),
+        Kind::Counter.family(
+            "istio_tcp_connections_closed_total",
+            "TCP connections closed.",
+            closed,
+        ),
+        family(
+            "istio_tcp_received_bytes_total",
+            "Bytes that clients sent to servers, live connections included.",
+            |s| s.received,
+        ),
+        family(
+            "istio_tcp_sent_bytes_total",
+            "Bytes that servers sent to clients, live connections included.",
+            |s| s.sent,
+        ),
+    ]
+}
+
+fn outcomes(log: &ConnectionLog) -> Vec<MetricFamily> {
+    let handshakes = log
+        .handshakes()
+        .counts()
+        .into_iter()
+        .map(|((role, failure), n)| {
+            Row::new(n as f64)
+                .label("role", role.as_str())
+                .label("result", if failure.is_none() { "success" } else { "failure" })
+                .label("reason", failure.unwrap_or_default())
+        })
+        .collect();
+    let failures = log
+        .failures()
+        .counts()
+        .into_iter()
+        .map(|((reporter, flag, reason), n)| {
+            Row::new(n as f64)
+                .label("reporter", reporter.as_str())
+                .label("flag", flag.as_str())
+                .label("reason", reason)
+        })
+        .collect();
+    vec![
+        Kind::Counter.family(
+            "mesh_agent_handshakes_total",
+            "TLS handshakes finished or failed.",
+            handshakes,
+        ),
+        Kind::Counter.family(
+            "mesh_agent_connection_failures_total",
+            "Connections that failed or were refused, by reason.",
+            failures,
+        ),
+        Kind::Gauge.family(
+            "mesh_agent_connections",
+            "Connections that are live now.",
+            vec![Row::new(log.len() as f64)],
+        ),
+    ]
+}
+
+fn agent(readings: &Readings) -> Vec<MetricFamily> {
+    let gauge = |name, help, rows| Kind::Gauge.family(name, help, rows);
+    let one = |n: u64| vec![Row::new(n as f64)];
+    let maps = |value: fn(&MapFill) -> Option<u64>| {
+        let filled = readings.maps.iter().filter_map(|map| Some((map, value(map)?)));
+        filled
+            .map(|(map, n)| Row::new(n as f64).label("map", &map.name))
+            .collect()
+    };
+    let expiry = readings.certificates.iter();
+    let events = readings.events.iter();
+    vec![
+        gauge(
+            "mesh_agent_build_info",
+            "Always 1; says which build runs.",
+            vec![Row::new(1.0).label("version", env!("CARGO_PKG_VERSION"))],
+        ),
+        gauge(
+            "mesh_agent_snapshot_version",
+            "Version of the configuration in force.",
+            one(readings.snapshot_version),
+        ),
+        gauge(
+            "mesh_agent_config_rejections",
+            "Documents that are rejected at present; `meshctl config` lists them.",
+            one(readings.config_rejections),
+        ),
+        gauge(
+            "mesh_agent_certificate_expiry_timestamp_seconds",
+            "When the certificate of an identity ends, in seconds since the epoch.",
+            expiry
+                .map(|(id, at)| Row::new(*at as f64).label("identity", id))
+                .collect(),
+        ),
+        gauge(
+            "mesh_agent_pods",
+            "Enrolled pods of this node by capture state.",
+            vec![
+                Row::new(readings.pods_captured as f64).label("state", "captured"),
+                Row::new(readings.pods_failed as f64).label("state", "failed"),
+            ],
+        ),
+        gauge(
+            "mesh_agent_bpf_map_entries",
+            "Entries in a BPF map.",
+            maps(|map| map.entries),
+        ),
+        gauge(
+            "mesh_agent_bpf_map_capacity",
+            "Entries that a BPF map can hold.",
+            maps(|map| Some(map.capacity)),
+        ),
+        Kind::Counter.family(
+            "mesh_agent_bpf_events_total",
+            "What the BPF programs counted.",
+            events
+                .map(|(event, n)| Row::new(*n as f64).label("event", event))
+                .collect(),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+use super::*;
+use crate::telemetry::connections::tests::{info, workload};
+use crate::telemetry::connections::{ConnectionInfo, HandshakeRole, Reporter, Security};
+
+fn readings() -> Readings {
+    Readings {
+        snapshot_version: 7,
+        config_rejections: 2,
+        certificates: vec![("spiffe://cluster.local/ns/shop/sa/order".into(), 1_800_000_000)],
+        pods_captured: 3,
+        pods_failed: 1,
+        maps: vec![MapFill {
+            name: "HANDOFF".into(),
+            entries: Some(5),
+            capacity: 65536,
+        }],
+        events: vec![("connect_captured", 9)],
+    }
+}
+
+fn render(log: &Arc<ConnectionLog>) -> String {
+    let metrics = Metrics::new(log.clone(), Arc::new(readings)).unwrap();
+    String::from_utf8(metrics.render().unwrap()).unwrap()
+}
+
+fn line<'a>(text: &'a str, start: &str) -> &'a str {
+    let mut found = text.lines().filter(|line| line.starts_with(start));
+    let line = found.next().unwrap_or_else(|| panic!("no {start} in\n{text}"));
+    assert_eq!(found.next(), None, "{start} stands there twice");
+    line
+}
+
+#[test]
+fn tcp_metrics_carry_istios_labels() {
+    let log = Arc::new(ConnectionLog::default());
+    let connection = log.open(info(Reporter::Destination));
+    connection.counts().add_received(42);
+    let text = render(&log);
+    let opened = line(&text, "istio_tcp_connections_opened_total{");
+    for label in [
+        r#"reporter="destination""#,
+        r#"source_workload="order""#,
+        r#"source_workload_namespace="shop""#,
+        r#"source_principal="spiffe://cluster.local/ns/shop/sa/order""#,
+        r#"source_app="order""#,
+        r#"source_version="latest""#,
+        r#"source_cluster="Kubernetes""#,
+        r#"source_canonical_service="order""#,
+        r#"source_canonical_revision="latest""#,
+        r#"destination_workload="payment""#,
+        r#"destination_principal="spiffe://cluster.local/ns/shop/sa/payment""#,
+        r#"destination_service="payment.shop.svc.cluster.local""#,
+        r#"destination_service_name="payment""#,
+        r#"destination_service_namespace="shop""#,
+        r#"request_protocol="tcp""#,
+        r#"response_flags="-""#,
+        r#"connection_security_policy="mutual_tls""#,
+    ] {
+        assert!(opened.contains(label), "{label} is missing in {opened}");
+    }
+    assert!(opened.ends_with(" 1"));
+    assert!(line(&text, "istio_tcp_received_bytes_total{").ends_with(" 42"));
+    assert!(!text.contains("istio_tcp_connections_closed_total{"));
+    drop(connection);
+    assert!(line(&render(&log), "istio_tcp_connections_closed_total{").ends_with(" 1"));
+}
+
+#[test]
+fn the_security_policy_is_unknown_on_the_sources_side_and_none_for_plaintext_at_the_destination() {
+    let log = Arc::new(ConnectionLog::default());
+    drop(log.open(info(Reporter::Source)));
+    assert!(render(&log).contains(r#"connection_security_policy="unknown""#));
+    let log = Arc::new(ConnectionLog::default());
+    drop(log.open(ConnectionInfo {
+        security: Security::None,
+        source: None,
+        source_identity: None,
+        ..info(Reporter::Destination)
+    }));
+    let text = render(&log);
+    assert!(text.contains(r#"connection_security_policy="none""#));
+    assert!(text.contains(r#"source_principal="unknown""#));
+    assert!(text.contains(r#"source_workload="unknown""#));
+}
+
+#[test]
+fn readings_become_metrics() {
+    let text = render(&Arc::default());
+    for expected in [
+        "mesh_agent_snapshot_version 7",
+        "mesh_agent_config_rejections 2",
+        r#"mesh_agent_certificate_expiry_timestamp_seconds{identity="spiffe://cluster.local/ns/shop/sa/order"} 1800000000"#,
+        r#"mesh_agent_pods{state="captured"} 3"#,
+        r#"mesh_agent_bpf_map_entries{map="HANDOFF"} 5"#,
+        r#"mesh_agent_bpf_map_capacity{map="HANDOFF"} 65536"#,
+        r#"mesh_agent_bpf_events_total{event="connect_captured"} 9"#,
+        "# TYPE mesh_agent_bpf_events_total counter",
+        "mesh_agent_connections 0",
+    ] {
+        assert!(
+            text.lines().any(|line| line == expected),
+            "{expected} is missing in\n{text}"
+        );
+    }
+    assert!(text.contains("mesh_agent_build_info{version="));
+    assert!(text.contains("process_resident_memory_bytes "));
+}
+
+#[test]
+fn handshakes_and_failures_are_counted_by_reason() {
+    let log = Arc::new(ConnectionLog::default());
+    log.handshake(HandshakeRole::Server, Err("two_uri_sans"));
+    log.handshake(HandshakeRole::Server, Err("two_uri_sans"));
+    log.handshake(HandshakeRole::Client, Ok(()));
+    let mut connection = log.open(info(Reporter::Source));
+    connection.fail(ResponseFlag::TlsFailure, "expired", "x".into());
+    drop(connection);
+    let text = render(&log);
+    for expected in [
+        r#"mesh_agent_handshakes_total{role="server",result="failure",reason="two_uri_sans"} 2"#,
+        r#"mesh_agent_handshakes_total{role="client",result="success",reason=""} 1"#,
+        r#"mesh_agent_connection_failures_total{reporter="source",flag="TLS_FAILURE",reason="expired"} 1"#,
+    ] {
+        assert!(
+            text.lines().any(|line| line == expected),
+            "{expected} is missing in\n{text}"
+        );
+    }
+    assert!(line(&text, "istio_tcp_connections_closed_total{").contains(r#"response_flags="TLS_FAILURE""#));
+}
+
+#[test]
+fn label_values_are_escaped() {
+    let log = Arc::new(ConnectionLog::default());
+    let mut odd = (*workload("order", 1)).clone();
+    odd.labels.insert("app".into(), "a\"b\\c\nd".into());
+    drop(log.open(ConnectionInfo {
+        source: Some(Arc::new(odd)),
+        ..info(Reporter::Source)
+    }));
+    assert!(render(&log).contains(r#"source_app="a\"b\\c\nd""#));
+}

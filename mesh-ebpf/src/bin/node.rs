@@ -1,0 +1,95 @@
+//! The node's BPF object: programs for pods' cgroups and for the agent's own cgroup.
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "the program macros drop the docstrings")]
+
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+};
+use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use mesh_ebpf::connect::{self, Verdict};
+use mesh_ebpf::{ctx, delivery, peer_name};
+
+const REFUSE: i32 = 0;
+const PASS: i32 = 1;
+
+/// Captures IPv4 connections of a pod.
+#[cgroup_sock_addr(connect4)]
+pub fn capture_connect4(ctx: SockAddrContext) -> i32 {
+    match connect::capture(&ctx, ctx::sock_addr_addr4(&ctx)) {
+        Verdict::Pass => PASS,
+        Verdict::Refuse => REFUSE,
+        Verdict::Rewrite(addr, port) => {
+            ctx::set_sock_addr4(&ctx, addr, port);
+            PASS
+        }
+    }
+}
+
+/// Captures IPv6 connections of a pod, v4-mapped ones too.
+#[cgroup_sock_addr(connect6)]
+pub fn capture_connect6(ctx: SockAddrContext) -> i32 {
+    match connect::capture(&ctx, ctx::sock_addr_addr6(&ctx)) {
+        Verdict::Pass => PASS,
+        Verdict::Refuse => REFUSE,
+        Verdict::Rewrite(addr, port) => {
+            ctx::set_sock_addr6(&ctx, addr, port);
+            PASS
+        }
+    }
+}
+
+/// Shows a pod's IPv4 sockets their true peers.
+#[cgroup_sock_addr(getpeername4)]
+pub fn show_peer4(ctx: SockAddrContext) -> i32 {
+    if let Some(peer) = peer_name::shown(&ctx)
+        && peer.addr.is_v4()
+    {
+        ctx::set_sock_addr4(&ctx, peer.addr, peer.port);
+    }
+    PASS
+}
+
+/// Shows a pod's IPv6 sockets their true peers.
+#[cgroup_sock_addr(getpeername6)]
+pub fn show_peer6(ctx: SockAddrContext) -> i32 {
+    if let Some(peer) = peer_name::shown(&ctx) {
+        ctx::set_sock_addr6(&ctx, peer.addr, peer.port);
+    }
+    PASS
+}
+
+/// Follows the TCP sockets of a pod.
+#[sock_ops]
+pub fn pod_sock_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connect::hand_over(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => connect::take_client(&ctx),
+        BPF_SOCK_OPS_STATE_CB => connect::state_changed(&ctx),
+        _ => {}
+    }
+    1
+}
+
+/// Follows the agent's own TCP sockets.
+#[sock_ops]
+pub fn agent_sock_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => delivery::announce(&ctx),
+        BPF_SOCK_OPS_STATE_CB => delivery::state_changed(&ctx),
+        _ => {}
+    }
+    1
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel lends some helpers to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,141 @@
+//! Outbound capture: `cgroup/connect4|6` rewrite the destination of a pod's connections to the pod's own address at a rewrite port,
+//! and `sockops` on the same cgroup hands the original destination over, keyed by the flow, before the SYN leaves.
+
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use mesh_common::{Addr, Counter, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PORT_BASE, REWRITE_PORTS};
+
+use crate::ctx::{self, Sock};
+use crate::flow;
+use crate::maps::{DELIVERIES, HANDOFF, count, is_own, pod};
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_CLOSE: u32 = 7;
+
+/// What becomes of a `connect`.
+pub enum Verdict {
+    /// It goes where the application wants it to go.
+    Pass,
+    /// It fails with EPERM.
+    Refuse,
+    /// It goes to this address and port instead.
+    Rewrite(Addr, u16),
+}
+
+/// Decides on a `connect` to `destination` and remembers the destination with the socket when it is captured.
+#[inline(always)]
+pub fn capture(ctx: &SockAddrContext, destination: Addr) -> Verdict {
+    let (kind, protocol) = ctx::sock_addr_kind(ctx);
+    if kind != SOCK_STREAM {
+        if protocol == IPPROTO_UDP {
+            count(Counter::UdpPassed);
+        }
+        return Verdict::Pass;
+    }
+    if protocol != IPPROTO_TCP {
+        // MPTCP above all: what TCP_CONNECT_CB shows then is another socket, and the flow would be lost. Never let it pass.
+        count(Counter::ConnectRefusedProtocol);
+        return Verdict::Refuse;
+    }
+    let sock = ctx::sock_addr_sock(ctx);
+    let verdict = decide(ctx, sock, destination);
+    if !matches!(verdict, Verdict::Rewrite(..)) {
+        ctx::forget(sock);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr) -> Verdict {
+    if flow::is_exempt(&destination) {
+        count(Counter::ConnectPassed);
+        return Verdict::Pass;
+    }
+    let netns = ctx::sock_addr_netns(ctx);
+    let Some(pod) = pod(netns) else {
+        count(Counter::ConnectRefusedNetns);
+        return Verdict::Refuse;
+    };
+    if is_own(netns, destination) {
+        count(Counter::ConnectPassed);
+        return Verdict::Pass;
+    }
+    let via = if destination.is_v4() { pod.ip4 } else { pod.ip6 };
+    if via.is_unset() {
+        count(Counter::ConnectRefusedFamily);
+        return Verdict::Refuse;
+    }
+    let peer = Peer {
+        addr: destination,
+        port: ctx::sock_addr_port(ctx),
+        kind: PEER_DESTINATION,
+    };
+    if !ctx::store(sock, &peer) {
+        count(Counter::ConnectRefusedStorage);
+        return Verdict::Refuse;
+    }
+    count(Counter::ConnectCaptured);
+    Verdict::Rewrite(via, rewrite_port())
+}
+
+/// Any of the rewrite ports: spreading them keeps TIME_WAIT from using up the pod's local ports.
+#[inline(always)]
+fn rewrite_port() -> u16 {
+    // SAFETY: takes nothing, returns a number.
+    let random = unsafe { bpf_get_prandom_u32() } as u16;
+    REWRITE_PORT_BASE + random % REWRITE_PORTS
+}
+
+/// `sockops`, TCP_CONNECT_CB: the socket has its local address and port, the SYN has not left (later is too late: with TCP Fast
+/// Open the agent may accept before the handshake ends).
+#[inline(always)]
+pub fn hand_over(ctx: &SockOpsContext) {
+    let Some(sock) = ctx::sock_ops_sock(ctx) else { return };
+    let Some(stored) = ctx::stored(sock) else { return };
+    if stored.kind != PEER_DESTINATION {
+        return;
+    }
+    let key = flow::opened(ctx);
+    let value = Peer { kind: 0, ..stored };
+    if HANDOFF.insert(&key, &value, 0).is_err() {
+        // Without an entry sk_lookup does not steer: nobody listens on the rewrite port, the connection is refused.
+        count(Counter::HandoffFull);
+        return;
+    }
+    ctx::watch_state(ctx);
+}
+
+/// `sockops`, STATE_CB of a socket that [`hand_over`] watches: forgets a hand-off that nobody will take.
+///
+/// A socket that closes out of FIN_WAIT2 was closed in good order by an application that did not wait: its data and its FIN are
+/// acknowledged, so the connection stands in the agent's accept queue, and the agent takes the entry when it accepts.
+#[inline(always)]
+pub fn state_changed(ctx: &SockOpsContext) {
+    let (old, new) = ctx::sock_ops_states(ctx);
+    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 {
+        let _ = HANDOFF.remove(&flow::opened(ctx));
+    }
+}
+
+/// `sockops`, PASSIVE_ESTABLISHED_CB: an application's new socket takes up the real client of the delivery behind it.
+#[inline(always)]
+pub fn take_client(ctx: &SockOpsContext) {
+    let key = flow::accepted(ctx);
+    // SAFETY: copied before the entry is removed.
+    let Some(client) = (unsafe { DELIVERIES.get(&key) }).copied() else {
+        return;
+    };
+    let _ = DELIVERIES.remove(&key);
+    let Some(sock) = ctx::sock_ops_sock(ctx) else { return };
+    let peer = Peer {
+        kind: PEER_CLIENT,
+        ..client
+    };
+    if ctx::store(sock, &peer) {
+        count(Counter::ClientsShown);
+    }
+}

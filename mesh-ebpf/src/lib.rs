@@ -1,0 +1,12 @@
+//! What the two BPF objects are made of: `node` (attached to pods' cgroups and to the agent's own) and `pod` (one instance per
+//! pod's network namespace). One module per family of hooks; [`maps`] declares the maps, [`ctx`] holds every unsafe read.
+//! Nothing here decides policy: sockets are steered to the agent, passed, or refused.
+#![no_std]
+
+pub mod connect;
+pub mod ctx;
+pub mod delivery;
+pub mod flow;
+pub mod lookup;
+pub mod maps;
+pub mod peer_name;

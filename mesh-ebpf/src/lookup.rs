@@ -1,0 +1,107 @@
+//! Steering: `sk_lookup`, one instance per pod's network namespace, chooses the agent's listener for packets that open a connection.
+
+use aya_ebpf::programs::SkLookupContext;
+use mesh_common::{
+    Counter, FlowKey, HBONE_PORT, PodEntry, Role, is_agent_port, is_rewrite_port, listener_index,
+};
+
+use crate::ctx::Lookup;
+use crate::flow::is_loopback;
+use crate::maps::{HANDOFF, LISTENERS, count, is_own, pod};
+
+const IPPROTO_TCP: u32 = 6;
+/// Without this flag the kernel selects anew within the listener's reuseport group, which others could join.
+const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 1 << 1;
+/// Another agent's instance may have chosen before us while this one takes over.
+const BPF_SK_LOOKUP_F_REPLACE: u64 = 1;
+
+/// What becomes of the packet.
+pub enum Steering {
+    /// The kernel goes on as ever (or to the listener that was assigned).
+    Pass,
+    /// It is refused.
+    Drop,
+}
+
+/// Decides on a packet that opens a connection in the namespace with cookie `netns`.
+///
+/// SYN cookies run this again on the handshake's last packet: the answer must not change in between.
+#[inline(always)]
+pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
+    if packet.protocol != IPPROTO_TCP {
+        return Steering::Pass;
+    }
+    if is_loopback(&packet.remote) || is_own(netns, packet.remote) {
+        return steer_local(ctx, packet, netns);
+    }
+    let role = match packet.local_port {
+        HBONE_PORT => Role::Tunnel,
+        port if is_agent_port(port) => {
+            count(Counter::DroppedAgentPort);
+            return Steering::Drop;
+        }
+        _ => Role::Inbound,
+    };
+    assign(ctx, packet, netns, role)
+}
+
+/// Traffic of the pod with itself: ours only where a captured connection's hand-off is waiting for it.
+#[inline(always)]
+fn steer_local(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
+    if is_rewrite_port(packet.local_port) {
+        let key = FlowKey {
+            netns,
+            local: packet.remote,
+            remote: packet.local,
+            local_port: packet.remote_port,
+            remote_port: packet.local_port,
+            pad: 0,
+        };
+        // SAFETY: only the presence is looked at.
+        if unsafe { HANDOFF.get(&key) }.is_some() {
+            return assign(ctx, packet, netns, Role::Outbound);
+        }
+    }
+    count(Counter::LookupPassed);
+    Steering::Pass
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, packet: &Lookup, netns: u64, role: Role) -> Steering {
+    let Some(pod) = pod(netns) else {
+        count(Counter::DroppedNoPod);
+        return Steering::Drop;
+    };
+    let worker = hash(packet) % pod.workers.max(1);
+    if !assign_worker(ctx, &pod, role, worker) && !assign_worker(ctx, &pod, role, 0) {
+        count(Counter::DroppedNoListener);
+        return Steering::Drop;
+    }
+    count(match role {
+        Role::Outbound => Counter::SteeredOutbound,
+        Role::Inbound => Counter::SteeredInbound,
+        Role::Tunnel => Counter::SteeredTunnel,
+    });
+    Steering::Pass
+}
+
+#[inline(always)]
+fn assign_worker(ctx: &SkLookupContext, pod: &PodEntry, role: Role, worker: u32) -> bool {
+    let index = listener_index(pod.slot, pod.bank, role, worker);
+    LISTENERS
+        .redirect_sk_lookup(ctx, index, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE)
+        .is_ok()
+}
+
+/// Spreads connections over workers; multiplicative (Fibonacci) hashing of the 4-tuple.
+#[inline(always)]
+fn hash(packet: &Lookup) -> u32 {
+    const GOLDEN: u32 = 0x9e37_79b9;
+    let ports = (u32::from(packet.remote_port) << 16) | u32::from(packet.local_port);
+    let mut h = ports.wrapping_mul(GOLDEN);
+    h = (h ^ packet.remote.0[0] ^ packet.local.0[0]).wrapping_mul(GOLDEN);
+    h = (h ^ packet.remote.0[1] ^ packet.local.0[1].rotate_left(8)).wrapping_mul(GOLDEN);
+    h = (h ^ packet.remote.0[2] ^ packet.local.0[2].rotate_left(16)).wrapping_mul(GOLDEN);
+    h = (h ^ packet.remote.0[3] ^ packet.local.0[3].rotate_left(24)).wrapping_mul(GOLDEN);
+    h ^ (h >> 16)
+}
