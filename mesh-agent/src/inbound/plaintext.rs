@@ -13,7 +13,7 @@ use crate::tunnel::{AppStream, PodContext};
 
 /// Carries a plaintext connection to the pod, where its policy permits it; resets it where not.
 pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
-    let app = AppStream::new(tcp);
+    let app = AppStream::new(tcp).watch_peer();
     let Ok((client, local)) = app.addresses() else {
         return; // Reset before we looked.
     };

@@ -19,9 +19,7 @@ use crate::telemetry::connections::{
     Connection, ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security,
 };
 use crate::tunnel::copy::{self, CopyError, Side};
-use crate::tunnel::{
-    AppStream, HANDSHAKE_TIMEOUT, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers,
-};
+use crate::tunnel::{AppStream, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers};
 
 /// The other agent, on behalf of the workload that it proved to be.
 struct Peer {
@@ -78,30 +76,26 @@ async fn shake(
     context: &PodContext,
     tcp: TcpStream,
 ) -> Result<(TlsStream, SpiffeId), (&'static str, String)> {
-    let late = || {
-        (
-            "timeout",
-            format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()),
-        )
-    };
-    let work = async {
-        // Closed only with the worker.
-        let _turn = context.handshakes.acquire().await;
-        let tls = context
-            .path
-            .identities
-            .tls(&context.pod.identity)
-            .ok_or_else(|| {
-                let error = TunnelError::NoCertificate(context.pod.identity.clone());
-                (error.reason(), error.to_string())
-            })?;
-        identity::accept(&tls, BufReader::with_capacity(READ_BUFFER, tcp))
-            .await
-            .map_err(|e| (e.reason, e.message))
-    };
-    tokio::time::timeout(HANDSHAKE_TIMEOUT, work)
+    let _turn = context.handshakes.try_acquire().map_err(|_| {
+        let limit = context.path.limits.handshakes_per_pod;
+        let message = format!(
+            "{limit} handshakes with pod {} are under way, its limit",
+            context.pod.uid
+        );
+        ("handshake_budget", message)
+    })?;
+    let tls = context
+        .path
+        .identities
+        .tls(&context.pod.identity)
+        .ok_or_else(|| {
+            let error = TunnelError::NoCertificate(context.pod.identity.clone());
+            (error.reason(), error.to_string())
+        })?;
+    // Gives up by itself when the peer is slow.
+    identity::accept(&tls, BufReader::with_capacity(READ_BUFFER, tcp))
         .await
-        .map_err(|_| late())?
+        .map_err(|e| (e.reason, e.message))
 }
 
 /// One stream of a tunnel.

@@ -208,7 +208,7 @@ async fn forward(
         }
         Transport::Passthrough | Transport::Hairpin => {
             let dialled = async { Ok(dial(&context.pod, outbound.address, |_| Ok(())).await?) };
-            let server = AppStream::new(unless_aborted(&app, dialled).await?);
+            let server = AppStream::new(unless_aborted(&app, dialled).await?).watch_peer();
             Ok(copy::splice(app, server, connection.counts()).await?)
         }
     }

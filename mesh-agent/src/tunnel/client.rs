@@ -52,26 +52,18 @@ impl Connection {
             None => Ok(()),
         })
         .await?;
-        let late = |step| TunnelError::timeout(address, step, DIAL_TIMEOUT);
         let io = BufReader::with_capacity(READ_BUFFER, tcp);
-        let shake = identity::connect(&tls, &key.expected, address, io);
-        let outcome = tokio::time::timeout(DIAL_TIMEOUT, shake).await;
-        let counted = match &outcome {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(error.reason),
-            Err(_) => Err("timeout"),
-        };
+        // Gives up by itself when the peer is slow.
+        let outcome = identity::connect(&tls, &key.expected, address, io).await;
+        let counted = outcome.as_ref().map(|_| ()).map_err(|e| e.reason);
         context.path.log.handshake(HandshakeRole::Client, counted);
-        let (io, peer) = outcome
-            .map_err(|_| late("the TLS handshake"))?
-            .map_err(|e| TunnelError::Peer {
-                reason: e.reason,
-                message: e.message,
-            })?;
-        let http2 = Self::over(io, peer);
-        tokio::time::timeout(DIAL_TIMEOUT, http2)
+        let (io, peer) = outcome.map_err(|e| TunnelError::Peer {
+            reason: e.reason,
+            message: e.message,
+        })?;
+        tokio::time::timeout(DIAL_TIMEOUT, Self::over(io, peer))
             .await
-            .map_err(|_| late("HTTP/2"))?
+            .map_err(|_| TunnelError::timeout(address, "HTTP/2", DIAL_TIMEOUT))?
             .map_err(|e| TunnelError::Http2 {
                 address,
                 why: e.to_string(),

@@ -58,7 +58,7 @@ impl Default for Pressure {
 pub enum Room {
     /// A new stream at no cost to the others.
     Free,
-    /// A new stream, which would wait behind the bytes of others.
+    /// A new stream, which may have to wait behind the bytes of others: a stream has been blocked for long, or the socket takes no more.
     Congested,
     /// Not known yet: the peer's SETTINGS are on their way.
     Unsettled,
@@ -70,7 +70,7 @@ impl Pressure {
     /// What the connection can take now. `allowed` is the peer's limit of concurrent streams.
     pub fn room(&self, allowed: usize) -> Room {
         let streams = self.streams.load(Ordering::Relaxed);
-        if self.is_closing() || self.blocked.load(Ordering::Relaxed) > 0 {
+        if self.is_closing() {
             Room::None
         } else if streams >= self.most_streams().min(allowed) {
             if self.settled.load(Ordering::Relaxed) {
@@ -78,7 +78,9 @@ impl Pressure {
             } else {
                 Room::Unsettled
             }
-        } else if streams > 0 && self.congested.load(Ordering::Relaxed) {
+        } else if streams > 0
+            && (self.blocked.load(Ordering::Relaxed) > 0 || self.congested.load(Ordering::Relaxed))
+        {
             Room::Congested
         } else {
             Room::Free
@@ -384,11 +386,12 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_stream_keeps_new_ones_away_until_it_moves() {
+    fn a_blocked_stream_makes_its_connection_second_choice_until_it_moves() {
         let pressure = Arc::new(Pressure::default());
         FrameReader::default().read(&peer_preface(), &pressure);
+        let _stream = pressure.enter();
         let blocked = pressure.block();
-        assert_eq!(pressure.room(100), Room::None);
+        assert_eq!(pressure.room(100), Room::Congested);
         drop(blocked);
         assert_eq!(pressure.room(100), Room::Free);
     }

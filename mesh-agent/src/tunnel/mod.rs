@@ -18,7 +18,7 @@ pub use error::TunnelError;
 pub use meter::{Meter, Pressure};
 pub use path::{DataPath, Limits, PodContext, Tasks};
 pub use pool::{Pool, PoolKey};
-pub use server::{HANDSHAKE_TIMEOUT, accept_http2};
+pub use server::accept_http2;
 pub use stream::AppStream;
 
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub const READ_BUFFER: usize = 64 << 10;
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// How long the answer may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long to dial: TCP, TLS and HTTP/2 together.
+/// How long each step of a dial may take: TCP, and HTTP/2 behind TLS.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a pooled connection stays without a stream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);

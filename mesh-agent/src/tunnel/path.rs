@@ -22,15 +22,15 @@ use crate::telemetry::connections::ConnectionLog;
 pub struct Limits {
     /// Connections of one pod that one worker carries at a time, over all roles. More are reset.
     pub connections_per_pod: usize,
-    /// TLS handshakes that one worker does at a time, over all pods. More wait in line.
-    pub handshakes: usize,
+    /// TLS handshakes towards one pod under way on one worker. More are closed: clients that never finish cost their pod, not others.
+    pub handshakes_per_pod: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_per_pod: 32_768,
-            handshakes: 64,
+            handshakes_per_pod: 1024,
         }
     }
 }
@@ -125,7 +125,7 @@ pub struct PodContext {
     pub stop: CancellationToken,
     /// Cancelled when the worker drains: no new connections and streams, live ones go on.
     pub drain: CancellationToken,
-    /// The worker's TLS handshakes at a time.
+    /// The pod's TLS handshakes under way on this worker.
     pub handshakes: Arc<tokio::sync::Semaphore>,
     /// The pod's connections on this worker.
     pub connections: Arc<tokio::sync::Semaphore>,

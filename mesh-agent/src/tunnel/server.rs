@@ -15,8 +15,8 @@ use super::{
     STREAM_WINDOW, keepalive,
 };
 
-/// How long a peer may take for its TLS handshake, and then for its HTTP/2 preface.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take for its HTTP/2 preface.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams that a peer opened and reset before we looked at them; with more the connection is cut (CVE-2023-44487).
 const PENDING_RESETS: usize = 32;
 

@@ -31,7 +31,6 @@ struct Worker {
     runtime: Handle,
     pool: Arc<Pool>,
     tasks: Tasks,
-    handshakes: Arc<Semaphore>,
     pods: Mutex<HashMap<WorkloadUid, Arc<PodContext>>>,
     /// Cancelled to end the thread.
     end: CancellationToken,
@@ -151,6 +150,10 @@ impl PodServer for Workers {
     }
 }
 
+fn budget(limit: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -162,7 +165,6 @@ impl Worker {
             runtime: runtime.handle().clone(),
             pool: Arc::default(),
             tasks: Tasks::default(),
-            handshakes: Arc::new(Semaphore::new(path.limits.handshakes.max(1))),
             pods: Mutex::default(),
             end: CancellationToken::new(),
             thread: Mutex::default(),
@@ -204,10 +206,8 @@ impl Worker {
             tasks: self.tasks.clone(),
             stop: CancellationToken::new(),
             drain: drain.clone(),
-            handshakes: Arc::clone(&self.handshakes),
-            connections: Arc::new(Semaphore::new(
-                path.limits.connections_per_pod.min(Semaphore::MAX_PERMITS),
-            )),
+            handshakes: budget(path.limits.handshakes_per_pod),
+            connections: budget(path.limits.connections_per_pod),
         });
         pods.insert(pod.uid.clone(), Arc::clone(&context));
         context

@@ -392,8 +392,8 @@ async fn readers_that_stall_do_not_hold_up_their_siblings() {
     let way = way(&mut tunnel).await;
     exchange(way.client, way.server).await;
     soon(way.near).await.unwrap().unwrap();
-    // And the connection is known to be unfit for new streams meanwhile.
-    assert_eq!(tunnel.connection.room(), crate::tunnel::meter::Room::None);
+    // And the connection is known to be second choice for new streams meanwhile.
+    assert_eq!(tunnel.connection.room(), crate::tunnel::meter::Room::Congested);
     assert!(stalled.iter().all(|(writer, ..)| !writer.is_finished()));
 }
 

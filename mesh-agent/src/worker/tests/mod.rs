@@ -1,5 +1,6 @@
 //! Whole ways: client, outbound listener, tunnel under mutual TLS, tunnel listener, application.
 
+mod peer;
 mod world;
 
 use std::io::ErrorKind;
@@ -13,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::capture::PodServer;
 use crate::identity;
 use crate::tunnel::Limits;
+use peer::{ECHO, Manners, Peer, STALL};
 use world::{World, application, documents, in_namespace, ip, uid};
 
 /// Sends a word each way and ends in order; the server's peer.
@@ -402,4 +404,122 @@ fn plaintext_is_reset_where_the_policy_is_strict() {
         assert!(nobody.is_err(), "delivered all the same");
         assert!(world.flows.announced.lock().unwrap().is_empty());
     });
+}
+
+async fn assert_echoes(client: &mut TcpStream) {
+    let echoed = async {
+        client.write_all(b"still here").await.unwrap();
+        let mut got = [0; 10];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"still here");
+    };
+    tokio::time::timeout(Duration::from_secs(10), echoed)
+        .await
+        .expect("held up for 10 s");
+}
+
+#[test]
+fn readers_that_stall_behind_a_peer_with_other_windows_hold_up_nobody() {
+    in_namespace(
+        "readers_that_stall_behind_a_peer_with_other_windows_hold_up_nobody",
+        || async {
+            let world = World::with(Limits::default(), "").await;
+            world.enrol("order");
+            let windows = Manners {
+                stream_window: 4 << 20,
+                connection_window: 16 << 20,
+            };
+            Peer::start(&world, windows).await;
+            let at = |port| SocketAddr::new(ip("payment", false), port);
+            let (mut siblings, mut stalled) = (Vec::new(), Vec::new());
+            for n in 0..24 {
+                if n % 4 == 0 {
+                    siblings.push(world.connect("order", at(ECHO)).await);
+                } else {
+                    stalled.push(world.connect("order", at(STALL)).await);
+                }
+            }
+            for client in &mut siblings {
+                assert_echoes(client).await;
+            }
+            let writers: Vec<_> = stalled
+                .into_iter()
+                .map(|mut client| {
+                    tokio::spawn(async move {
+                        let chunk = vec![1; 64 << 10];
+                        let second = Duration::from_secs(1);
+                        while let Ok(written) = tokio::time::timeout(second, client.write_all(&chunk)).await {
+                            written.unwrap();
+                        }
+                        client
+                    })
+                })
+                .collect();
+            let mut blocked = Vec::new();
+            for writer in writers {
+                blocked.push(writer.await.unwrap());
+            }
+            for client in &mut siblings {
+                assert_echoes(client).await;
+            }
+            for _ in 0..8 {
+                assert_echoes(&mut world.connect("order", at(ECHO)).await).await;
+            }
+        },
+    );
+}
+
+#[test]
+fn after_a_goaway_live_streams_go_on_and_new_ones_take_another_connection() {
+    in_namespace(
+        "after_a_goaway_live_streams_go_on_and_new_ones_take_another_connection",
+        || async {
+            let world = World::with(Limits::default(), "").await;
+            world.enrol("order");
+            let windows = Manners {
+                stream_window: 1 << 20,
+                connection_window: 64 << 20,
+            };
+            let peer = Peer::start(&world, windows).await;
+            let address = SocketAddr::new(ip("payment", false), ECHO);
+            let mut live = world.connect("order", address).await;
+            assert_echoes(&mut live).await;
+            for round in 1..=3 {
+                peer.goaway.notify_waiters();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                assert_echoes(&mut live).await;
+                let mut new = world.connect("order", address).await;
+                assert_echoes(&mut new).await;
+                assert_echoes(&mut live).await;
+                assert_eq!(
+                    peer.connections.load(std::sync::atomic::Ordering::Relaxed),
+                    round + 1
+                );
+            }
+        },
+    );
+}
+
+#[test]
+fn garbage_and_silence_on_the_tunnels_port_disturb_nobody() {
+    in_namespace(
+        "garbage_and_silence_on_the_tunnels_port_disturb_nobody",
+        || async {
+            let world = World::new().await;
+            let gateway = SocketAddr::new(ip("payment", false), 15008);
+            let mut silent = Vec::new();
+            for n in 0_u8..200 {
+                let mut client = TcpStream::connect(gateway).await.unwrap();
+                match n % 3 {
+                    0 => client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap(),
+                    1 => client.write_all(&[22, 3, 1, 2]).await.unwrap(),
+                    _ => {}
+                }
+                silent.push(client);
+            }
+            let (listener, address) = application("payment", false).await;
+            talk(world.connect("order", address).await, &listener).await;
+            assert_eq!(world.workers.status()[0].panics, 0);
+        },
+    );
 }
