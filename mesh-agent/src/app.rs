@@ -45,7 +45,9 @@ const SERVERS_END: Duration = Duration::from_secs(1);
 #[derive(Debug, Error)]
 pub enum AppError {
     /// Nothing says where the configuration comes from.
-    #[error("no configuration: give --config-dir DIR, MESH_AGENT_CONFIG_DIR or configDir in the settings file")]
+    #[error(
+        "no configuration: give --config-dir DIR, MESH_AGENT_CONFIG_DIR or configDir in the settings file"
+    )]
     NoConfiguration,
     /// The configuration cannot be watched.
     #[error(transparent)]
@@ -232,7 +234,10 @@ impl Agent {
             }
         }
         self.drained.cancel();
-        let _ = tokio::time::timeout(SERVERS_END, async { while servers.join_next().await.is_some() {} }).await;
+        let _ = tokio::time::timeout(SERVERS_END, async {
+            while servers.join_next().await.is_some() {}
+        })
+        .await;
         servers.shutdown().await;
         Ok(())
     }
@@ -288,7 +293,11 @@ impl Agent {
             self.workers.clone() as Arc<dyn PodServer>,
             self.stopping.clone(),
         ));
-        tasks.spawn(housekeeping(self.log.clone(), snapshots.clone(), self.stopping.clone()));
+        tasks.spawn(housekeeping(
+            self.log.clone(),
+            snapshots.clone(),
+            self.stopping.clone(),
+        ));
         tasks
     }
 
@@ -309,7 +318,9 @@ impl Agent {
 
 fn on_hangup(logging: &Logging) {
     match logging.reopen() {
-        Ok(()) => info!("SIGHUP: opened the access log anew; the configuration directory is watched all the time"),
+        Ok(()) => {
+            info!("SIGHUP: opened the access log anew; the configuration directory is watched all the time")
+        }
         Err(error) => warn!(%error, "SIGHUP: the access log goes on in the old file"),
     }
 }
@@ -330,7 +341,9 @@ async fn housekeeping(log: Arc<ConnectionLog>, snapshots: Arc<SnapshotCell>, sto
         }
         let snapshot = snapshots.load();
         let current = |workload: &Arc<mesh_core::model::Workload>| {
-            snapshot.workload(&workload.uid).is_some_and(|now| Arc::ptr_eq(now, workload))
+            snapshot
+                .workload(&workload.uid)
+                .is_some_and(|now| Arc::ptr_eq(now, workload))
         };
         log.forget_gone(current, Instant::now());
     }

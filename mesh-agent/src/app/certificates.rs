@@ -40,6 +40,11 @@ pub(super) async fn keep(
 }
 
 fn local_identities(snapshot: &Snapshot) -> HashSet<SpiffeId> {
-    let enrolled = snapshot.local_workloads().filter(|workload| workload.enrolment.is_enrolled());
+    let enrolled = snapshot
+        .local_workloads()
+        .filter(|workload| workload.enrolment.is_enrolled());
     enrolled.map(|workload| workload.identity.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests;

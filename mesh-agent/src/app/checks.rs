@@ -46,7 +46,12 @@ fn readiness(status: &Status) -> Check {
         return check("agent", Level::Ok, detail, "");
     }
     let detail = format!("not ready: {}", status.not_ready.join("; "));
-    check("agent", Level::Fail, detail, "the checks below and the agent's log say more")
+    check(
+        "agent",
+        Level::Fail,
+        detail,
+        "the checks below and the agent's log say more",
+    )
 }
 
 fn configuration(status: &Status) -> Check {
@@ -54,14 +59,28 @@ fn configuration(status: &Status) -> Check {
         "snapshot {}: {} workloads, {} services, {} rejected documents",
         status.snapshot.version, status.snapshot.workloads, status.snapshot.services, status.rejections
     );
-    let level = if status.rejections == 0 { Level::Ok } else { Level::Warn };
-    check("configuration", level, detail, "`meshctl config` says what is wrong, with file, line and column")
+    let level = if status.rejections == 0 {
+        Level::Ok
+    } else {
+        Level::Warn
+    };
+    check(
+        "configuration",
+        level,
+        detail,
+        "`meshctl config` says what is wrong, with file, line and column",
+    )
 }
 
 fn pods(workloads: &Workloads) -> Check {
     let local = || workloads.workloads.iter().filter(|w| w.local);
     let name = |w: &WorkloadEntry, why: &Option<String>| {
-        format!("{}/{}: {}", w.namespace, w.name, why.as_deref().unwrap_or("no reason given"))
+        format!(
+            "{}/{}: {}",
+            w.namespace,
+            w.name,
+            why.as_deref().unwrap_or("no reason given")
+        )
     };
     let failed = local().filter_map(|w| match (w.capture, w.enrolment) {
         (CaptureState::Failed, _) => Some(name(w, &w.capture_reason)),
@@ -84,7 +103,12 @@ fn pods(workloads: &Workloads) -> Check {
         (true, false) => Level::Warn,
         (true, true) => Level::Ok,
     };
-    check("pods", level, detail, "set right what each line names; it is tried again by itself")
+    check(
+        "pods",
+        level,
+        detail,
+        "set right what each line names; it is tried again by itself",
+    )
 }
 
 fn certificates(certificates: &Certificates) -> Check {
@@ -92,7 +116,11 @@ fn certificates(certificates: &Certificates) -> Check {
     let of = |state| all.iter().filter(move |c| c.state == state);
     let missing = of(CertificateState::Pending).count() + of(CertificateState::Expired).count();
     let failing = of(CertificateState::RenewalFailing).count();
-    let mut detail = format!("{} of {} identities have a valid certificate", all.len() - missing, all.len());
+    let mut detail = format!(
+        "{} of {} identities have a valid certificate",
+        all.len() - missing,
+        all.len()
+    );
     for entry in all {
         if let Some(error) = &entry.error {
             detail += &format!("\n{}: {error}", entry.identity);
@@ -103,7 +131,12 @@ fn certificates(certificates: &Certificates) -> Check {
         (0, _) => Level::Warn,
         _ => Level::Fail,
     };
-    check("certificates", level, detail, "look at the issuer; it is tried again by itself")
+    check(
+        "certificates",
+        level,
+        detail,
+        "look at the issuer; it is tried again by itself",
+    )
 }
 
 fn maps(bpf: &Bpf) -> Check {
@@ -117,9 +150,19 @@ fn maps(bpf: &Bpf) -> Check {
         })
         .collect();
     if full.is_empty() {
-        return check("bpf maps", Level::Ok, format!("{} maps with room", bpf.maps.len()), "");
+        return check(
+            "bpf maps",
+            Level::Ok,
+            format!("{} maps with room", bpf.maps.len()),
+            "",
+        );
     }
-    check("bpf maps", Level::Warn, full.join("\n"), "a full map refuses connections; see `meshctl connections`")
+    check(
+        "bpf maps",
+        Level::Warn,
+        full.join("\n"),
+        "a full map refuses connections; see `meshctl connections`",
+    )
 }
 
 fn shadowed_ports(bpf: &Bpf) -> Check {
@@ -129,17 +172,35 @@ fn shadowed_ports(bpf: &Bpf) -> Check {
         lines.push(format!("{} listens on {}", pod.workload, ports.join(", ")));
     }
     if lines.is_empty() {
-        return check("ports", Level::Ok, "no pod listens on the agent's ports".to_owned(), "");
+        return check(
+            "ports",
+            Level::Ok,
+            "no pod listens on the agent's ports".to_owned(),
+            "",
+        );
     }
-    check("ports", Level::Warn, lines.join("\n"), "these ports are the agent's: nobody off the pod reaches them")
+    check(
+        "ports",
+        Level::Warn,
+        lines.join("\n"),
+        "these ports are the agent's: nobody off the pod reaches them",
+    )
 }
 
 fn workers(workers: &[WorkerStatus]) -> Check {
     let panics: u64 = workers.iter().map(|w| w.panics).sum();
     let tunnels: usize = workers.iter().map(|w| w.tunnels).sum();
-    let detail = format!("{} workers, {tunnels} tunnels dialled, {panics} tasks panicked", workers.len());
+    let detail = format!(
+        "{} workers, {tunnels} tunnels dialled, {panics} tasks panicked",
+        workers.len()
+    );
     let level = if panics == 0 { Level::Ok } else { Level::Warn };
-    check("workers", level, detail, "a panic is a fault of the agent and cost one connection: please report it")
+    check(
+        "workers",
+        level,
+        detail,
+        "a panic is a fault of the agent and cost one connection: please report it",
+    )
 }
 
 #[cfg(test)]
@@ -171,7 +232,10 @@ mod tests {
     #[test]
     fn a_pod_that_is_not_captured_fails_the_check_and_is_named() {
         let enrolled = EnrolmentState::Enrolled;
-        assert_eq!(pods_of(vec![workload(CaptureState::Captured, enrolled)]).level, Level::Ok);
+        assert_eq!(
+            pods_of(vec![workload(CaptureState::Captured, enrolled)]).level,
+            Level::Ok
+        );
         let check = pods_of(vec![
             workload(CaptureState::Captured, enrolled),
             workload(CaptureState::Failed, enrolled),
@@ -193,7 +257,10 @@ mod tests {
             ..workload(CaptureState::Remote, EnrolmentState::Enrolled)
         };
         let check = pods_of(vec![remote]);
-        assert_eq!((check.level, check.detail.as_str()), (Level::Ok, "0 of 0 pods that ask for the mesh are captured"));
+        assert_eq!(
+            (check.level, check.detail.as_str()),
+            (Level::Ok, "0 of 0 pods that ask for the mesh are captured")
+        );
     }
 
     #[test]
@@ -208,7 +275,10 @@ mod tests {
         };
         assert_eq!(maps(&map(80)).level, Level::Ok);
         let check = maps(&map(81));
-        assert_eq!((check.level, check.detail.as_str()), (Level::Warn, "HANDOFF holds 81 of 100"));
+        assert_eq!(
+            (check.level, check.detail.as_str()),
+            (Level::Warn, "HANDOFF holds 81 of 100")
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use jiff::Timestamp;
-use mesh_core::model::{Enrolment, Workload, WorkloadUid};
+use mesh_core::model::{Enrolment, MtlsMode, SpiffeId, Workload, WorkloadUid};
 use mesh_core::snapshot::Snapshot;
 use tokio_util::sync::CancellationToken;
 
@@ -49,9 +49,11 @@ impl AgentView {
     pub(super) fn readings(&self) -> Readings {
         let snapshot = self.snapshots.load();
         let pods = pod_counts(&snapshot, &self.capture.states());
-        let seconds = |(id, at): (mesh_core::model::SpiffeId, SystemTime)| {
-            let at = Timestamp::try_from(at).map_or(0, Timestamp::as_second);
-            (id.to_string(), at)
+        let seconds = |(id, at): (SpiffeId, SystemTime)| {
+            (
+                id.to_string(),
+                Timestamp::try_from(at).map_or(0, Timestamp::as_second),
+            )
         };
         Readings {
             snapshot_version: snapshot.version(),
@@ -118,7 +120,12 @@ impl View for AgentView {
     }
 
     fn connections(&self, filter: &ConnectionFilter) -> Connections {
-        let mut connections: Vec<_> = self.log.live().iter().map(|live| ConnectionEntry::of(live)).collect();
+        let mut connections: Vec<_> = self
+            .log
+            .live()
+            .iter()
+            .map(|live| ConnectionEntry::of(live))
+            .collect();
         connections.retain(|entry| entry.matches(filter));
         connections.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
         Connections { connections }
@@ -163,7 +170,9 @@ fn pod_counts(snapshot: &Snapshot, states: &CaptureStates) -> PodCounts {
         match capture_state(snapshot, workload, states) {
             (CaptureState::Captured, _) => counts.captured += 1,
             (CaptureState::Failed, _) => counts.failed += 1,
-            (CaptureState::None, _) if matches!(workload.enrolment, Enrolment::Refused(_)) => counts.failed += 1,
+            (CaptureState::None, _) if matches!(workload.enrolment, Enrolment::Refused(_)) => {
+                counts.failed += 1
+            }
             _ => {}
         }
         counts.enrolled += usize::from(workload.enrolment.is_enrolled());
@@ -177,7 +186,9 @@ fn pods_to_wait_for(
     states: &CaptureStates,
     certificates: &[CertificateStatus],
 ) -> Vec<PodReadiness> {
-    let ours = snapshot.local_workloads().filter(|workload| workload.enrolment.is_enrolled());
+    let ours = snapshot
+        .local_workloads()
+        .filter(|workload| workload.enrolment.is_enrolled());
     let mut pods: Vec<_> = ours
         .filter_map(|workload| {
             let captured = match states.get(&workload.uid) {
@@ -186,7 +197,9 @@ fn pods_to_wait_for(
                 Some(capture::CaptureState::Refused(_)) => return None,
                 None => Err("not tried yet".to_owned()),
             };
-            let certificate = certificates.iter().find(|status| status.identity == workload.identity);
+            let certificate = certificates
+                .iter()
+                .find(|status| status.identity == workload.identity);
             Some(PodReadiness {
                 name: format!("{}/{}", workload.namespace, workload.name),
                 captured,
@@ -254,10 +267,12 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
             capture,
             capture_reason,
             mtls: match snapshot.mtls_mode(workload, 0) {
-                mesh_core::model::MtlsMode::Strict => "STRICT".to_owned(),
-                mesh_core::model::MtlsMode::Permissive => "PERMISSIVE".to_owned(),
+                MtlsMode::Strict => "STRICT".to_owned(),
+                MtlsMode::Permissive => "PERMISSIVE".to_owned(),
             },
-            mtls_policy: mtls.and_then(|decision| decision.decided_by.as_ref()).map(ToString::to_string),
+            mtls_policy: mtls
+                .and_then(|decision| decision.decided_by.as_ref())
+                .map(ToString::to_string),
         }
     };
     Workloads {
@@ -266,8 +281,9 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
 }
 
 fn certificate_counts(all: &[CertificateStatus]) -> CertificateCounts {
-    let (valid, missing): (Vec<_>, Vec<_>) =
-        all.iter().partition(|status| certificate_readiness(Some(status)).is_ok());
+    let (valid, missing): (Vec<_>, Vec<_>) = all
+        .iter()
+        .partition(|status| certificate_readiness(Some(status)).is_ok());
     CertificateCounts {
         valid: valid.len(),
         missing: missing.len(),
@@ -286,7 +302,9 @@ fn certificate(status: CertificateStatus, now: Timestamp) -> CertificateEntry {
         },
         not_before: status.not_before.map(time),
         not_after: status.not_after.map(time),
-        expires_in_seconds: status.not_after.map(|end| end.as_second().saturating_sub(now.as_second())),
+        expires_in_seconds: status
+            .not_after
+            .map(|end| end.as_second().saturating_sub(now.as_second())),
         next_rotation: time(status.next_rotation),
         serial: status.serial,
         issuer: status.issuer,

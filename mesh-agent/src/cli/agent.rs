@@ -90,8 +90,7 @@ fn serve(args: &SettingsArgs) -> Result<Exit, Failed> {
 
 fn unload(args: &SettingsArgs) -> Result<Exit, Failed> {
     let options = app::capture_options(&settings(args)?);
-    let removed =
-        capture::unload(&options).map_err(|error| Failed::new(capture_class(&error), &error))?;
+    let removed = capture::unload(&options).map_err(|error| Failed::new(capture_class(&error), &error))?;
     let dir = options.bpffs_dir.display();
     match removed {
         0 => println!("nothing was left in {dir}"),
@@ -109,7 +108,11 @@ fn check(args: &CheckArgs) -> Result<Exit, Failed> {
             Err(error) => return Err(Failed::new(Exit::Failure, &error)),
         },
     }
-    Ok(if checks.failed() { Exit::CheckFailed } else { Exit::Success })
+    Ok(if checks.failed() {
+        Exit::CheckFailed
+    } else {
+        Exit::Success
+    })
 }
 
 /// The exit code of a failure.

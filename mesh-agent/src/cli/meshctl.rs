@@ -11,10 +11,10 @@ use thiserror::Error;
 
 use super::exit::{CTL_CODES, Exit};
 use super::render;
-use crate::admin::{DEFAULT_SOCKET, host};
 use crate::admin::client::{Client, ClientError, connections_target};
-use crate::capture::CaptureOptions;
 use crate::admin::document::{Check, Checks, ConnectionFilter, Level};
+use crate::admin::{DEFAULT_SOCKET, host};
+use crate::capture::CaptureOptions;
 
 /// Shows what the mesh agent of this node does.
 #[derive(Debug, Parser)]
@@ -199,7 +199,9 @@ impl Ask<'_> {
 /// Loads programs into the kernel for a moment: off the async thread.
 async fn host_checks() -> Checks {
     let options = CaptureOptions::new(&host::default_node_name(), 1);
-    tokio::task::spawn_blocking(move || host::checks(&options)).await.unwrap_or_default()
+    tokio::task::spawn_blocking(move || host::checks(&options))
+        .await
+        .unwrap_or_default()
 }
 
 /// The host's checks with the one that says why the agent's are not there.

@@ -266,11 +266,18 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
             pod.workload.clone(),
             pod.slot.to_string(),
             pod.netns_cookie.to_string(),
-            pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            pod.addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n"),
             pod.links.iter().map(link).collect::<Vec<_>>().join("\n"),
         ]);
         for port in &pod.shadowed_ports {
-            shadowed += &format!("{} listens on {port}, which is the agent's: not reached from off the pod\n", pod.workload);
+            shadowed += &format!(
+                "{} listens on {port}, which is the agent's: not reached from off the pod\n",
+                pod.workload
+            );
         }
     }
     let mut programs = table(&["PROGRAM", "ID"]);
@@ -295,7 +302,7 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
         events.add_row([event.event.clone(), event.count.to_string()]);
     }
     format!(
-        "ABI {}, pins in {}, cgroup2 at {}, agent in {}\n\n{}{shadowed}\n{}\n{}\n{}",
+        "ABI version    {}\nPins in        {}\ncgroup2 at     {}\nAgent's cgroup {}\n\n{}{shadowed}\n{}\n{}\n{}",
         bpf.abi_version,
         bpf.bpffs,
         bpf.cgroup2,
@@ -347,13 +354,21 @@ pub(super) fn config(config: &Config) -> String {
     let mut out = format!("Snapshot {} has been in force for {age}.\n", config.version);
     for source in &config.sources {
         let state = if source.synced { "" } else { ", not read yet" };
-        out += &format!("{}: {} objects, {} files{state}\n", source.name, source.objects, source.files.len());
+        out += &format!(
+            "{}: {} objects, {} files{state}\n",
+            source.name,
+            source.objects,
+            source.files.len()
+        );
         for file in &source.files {
             if let Some(error) = &file.error {
                 out += &format!("  {} cannot be read: {error}\n", file.path);
             }
             if file.held > 0 {
-                out += &format!("  {}: the last good version of {} objects stays in force\n", file.path, file.held);
+                out += &format!(
+                    "  {}: the last good version of {} objects stays in force\n",
+                    file.path, file.held
+                );
             }
         }
     }
@@ -363,7 +378,11 @@ pub(super) fn config(config: &Config) -> String {
         out += "\nRejected:\n";
     }
     for rejection in &config.rejections {
-        out += &note(Some(&rejection.origin), rejection.object.as_ref(), &rejection.message);
+        out += &note(
+            Some(&rejection.origin),
+            rejection.object.as_ref(),
+            &rejection.message,
+        );
     }
     if !config.notices.is_empty() {
         out += "\nNotices:\n";

@@ -7,9 +7,9 @@ use mesh_core::plan::{self, Inbound, Reason, Refusal};
 use tokio::net::TcpStream;
 
 use super::deliver;
-use crate::telemetry::connections::{Connection, ConnectionInfo, Reporter, ResponseFlag, Security};
+use crate::telemetry::connections::{ConnectionInfo, Reporter, ResponseFlag, Security};
 use crate::tunnel::copy::{self, Side};
-use crate::tunnel::{AppStream, PodContext};
+use crate::tunnel::{AppStream, Carried, PodContext};
 
 /// Carries a plaintext connection to the pod, where its policy permits it; resets it where not.
 pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
@@ -17,7 +17,7 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
     let Ok((client, local)) = app.addresses() else {
         return; // Reset before we looked.
     };
-    let mut connection = context.path.log.open(info(&context, client, local));
+    let mut connection = Carried::new(context.path.log.open(info(&context, client, local)));
     match permit(&context, client, local) {
         Ok(permit) => carry(&context, app, permit, client, &mut connection).await,
         Err(refusal) => connection.fail(ResponseFlag::Deny, refusal.reason.as_str(), refusal.message),
@@ -29,7 +29,7 @@ async fn carry(
     app: AppStream,
     permit: plan::Permit,
     client: SocketAddr,
-    connection: &mut Connection,
+    connection: &mut Carried,
 ) {
     let delivered = tokio::select! {
         biased;
@@ -42,8 +42,9 @@ async fn carry(
         Ok(server) => copy::splice(app, server, connection.counts()).await,
         Err(error) => return error.mark(connection),
     };
-    if let Err(error) = outcome {
-        connection.fail(error.flag(), error.reason(), error.to_string());
+    match outcome {
+        Ok(()) => connection.ended(),
+        Err(error) => connection.fail(error.flag(), error.reason(), error.to_string()),
     }
 }
 

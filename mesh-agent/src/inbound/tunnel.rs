@@ -16,10 +16,10 @@ use tokio::net::TcpStream;
 use super::deliver;
 use crate::identity;
 use crate::telemetry::connections::{
-    Connection, ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security,
+    ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security,
 };
 use crate::tunnel::copy::{self, CopyError, Side};
-use crate::tunnel::{AppStream, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers};
+use crate::tunnel::{AppStream, Carried, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers};
 
 /// The other agent, on behalf of the workload that it proved to be.
 struct Peer {
@@ -117,11 +117,8 @@ impl Stream {
     async fn serve(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let client = headers::real_client(self.peer.address, request.headers().get(http::header::FORWARDED));
         let address = self.authority(&request);
-        let mut connection = self
-            .context
-            .path
-            .log
-            .open(self.info(client, address.as_ref().ok().copied()));
+        let info = self.info(client, address.as_ref().ok().copied());
+        let mut connection = Carried::new(self.context.path.log.open(info));
         let _place = self.context.connections.try_acquire();
         let admitted = match (&_place, address) {
             (Ok(_), Ok(address)) => self.permit(address),
@@ -214,7 +211,7 @@ impl Stream {
         permit: Permit,
         client: SocketAddr,
         respond: &mut SendResponse<Bytes>,
-        connection: &mut Connection,
+        connection: &mut Carried,
     ) -> Result<Option<AppStream>, Rejected> {
         tokio::select! {
             biased;
@@ -240,7 +237,7 @@ impl Stream {
         app: AppStream,
         body: RecvStream,
         mut respond: SendResponse<Bytes>,
-        connection: &mut Connection,
+        connection: &mut Carried,
     ) {
         let outcome = match respond.send_response(answer(StatusCode::OK), false) {
             Ok(send) => {
@@ -257,8 +254,9 @@ impl Stream {
             }
             Err(error) => Err(error.into()),
         };
-        if let Err(error) = outcome {
-            connection.fail(error.flag(), error.reason(), error.to_string());
+        match outcome {
+            Ok(()) => connection.ended(),
+            Err(error) => connection.fail(error.flag(), error.reason(), error.to_string()),
         }
     }
 

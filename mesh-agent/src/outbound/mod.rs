@@ -9,9 +9,9 @@ use mesh_core::model::Workload;
 use mesh_core::plan::{self, Outbound, Reason, Refusal, Transport};
 use tokio::net::TcpStream;
 
-use crate::telemetry::connections::{Connection, ConnectionInfo, Reporter, ResponseFlag, Security};
+use crate::telemetry::connections::{ConnectionInfo, Reporter, ResponseFlag, Security};
 use crate::tunnel::copy::{self, CopyError, Side};
-use crate::tunnel::{AppStream, OpenStream, PodContext, PoolKey, TunnelError, dial, headers};
+use crate::tunnel::{AppStream, Carried, OpenStream, PodContext, PoolKey, TunnelError, dial, headers};
 
 /// How often a stream is tried on another connection when the first ones turn out to be closing.
 const ATTEMPTS: usize = 3;
@@ -102,17 +102,15 @@ async fn carry_out(
     let snapshot = context.path.snapshots.load();
     let planned = plan::outbound(&snapshot, source, requested, rand::random()).and_then(reachable);
     drop(snapshot);
-    let mut connection =
-        context
-            .path
-            .log
-            .open(info(context, client, source, requested, planned.as_ref().ok()));
+    let info = info(context, client, source, requested, planned.as_ref().ok());
+    let mut connection = Carried::new(context.path.log.open(info));
     let outcome = match planned {
         Ok(outbound) => forward(context, app, client, source, &outbound, &connection).await,
         Err(refusal) => Err(Failure::Refused(refusal)),
     };
-    if let Err(failure) = outcome {
-        failure.mark(&mut connection);
+    match outcome {
+        Ok(()) => connection.ended(),
+        Err(failure) => failure.mark(&mut connection),
     }
 }
 
@@ -168,7 +166,7 @@ enum Failure {
 }
 
 impl Failure {
-    fn mark(self, connection: &mut Connection) {
+    fn mark(self, connection: &mut Carried) {
         match self {
             Failure::Refused(refusal) => {
                 connection.fail(ResponseFlag::Deny, refusal.reason.as_str(), refusal.message)
@@ -197,7 +195,7 @@ async fn forward(
     client: SocketAddr,
     source: &Workload,
     outbound: &Outbound,
-    connection: &Connection,
+    connection: &Carried,
 ) -> Result<(), Failure> {
     match &outbound.transport {
         Transport::Tunnel { .. } => {

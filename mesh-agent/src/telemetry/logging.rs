@@ -19,7 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry};
 
-use self::lines::{Lines, LineSender};
+use self::lines::{LineSender, Lines};
 use super::access_log::TARGET;
 use crate::settings::{AccessLog, LogFormat};
 
@@ -27,7 +27,9 @@ use crate::settings::{AccessLog, LogFormat};
 #[derive(Debug, Error)]
 pub enum LoggingError {
     /// The filter does not parse.
-    #[error("the log filter {filter:?} does not parse: {source} (expected directives such as info,access=off)")]
+    #[error(
+        "the log filter {filter:?} does not parse: {source} (expected directives such as info,access=off)"
+    )]
     Filter {
         /// As given.
         filter: String,
@@ -68,7 +70,8 @@ impl Logging {
         let (standard, to_standard) = Lines::start("log", io::stdout()).map_err(LoggingError::Thread)?;
         let mut lines = vec![standard];
         let among = *access == AccessLog::Stdout;
-        let own = layer(format, to_standard).with_filter(filter.and(filter_fn(move |m| among || !is_access(m))));
+        let own =
+            layer(format, to_standard).with_filter(filter.and(filter_fn(move |m| among || !is_access(m))));
         let registry = tracing_subscriber::registry().with(own);
         let file = match access {
             AccessLog::Off | AccessLog::Stdout => {
@@ -80,7 +83,9 @@ impl Logging {
                 let (queued, sender) =
                     Lines::start("access-log", Appender(file.clone())).map_err(LoggingError::Thread)?;
                 lines.push(queued);
-                registry.with(layer(format, sender).with_filter(filter_fn(is_access))).try_init()?;
+                registry
+                    .with(layer(format, sender).with_filter(filter_fn(is_access)))
+                    .try_init()?;
                 Some(file)
             }
         };
@@ -112,10 +117,12 @@ where
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
-    EnvFilter::builder().parse(filter).map_err(|source| LoggingError::Filter {
-        filter: filter.to_owned(),
-        source,
-    })
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|source| LoggingError::Filter {
+            filter: filter.to_owned(),
+            source,
+        })
 }
 
 /// The access log's file.
@@ -202,7 +209,9 @@ mod tests {
 
     #[test]
     fn an_access_log_in_a_directory_that_is_not_there_is_named() {
-        let error = AccessFile::open(Path::new("/nonexistent/access.log")).err().unwrap();
+        let error = AccessFile::open(Path::new("/nonexistent/access.log"))
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("/nonexistent/access.log"), "{error}");
     }
 }

@@ -8,7 +8,8 @@ use mesh_core::model::SpiffeId;
 use thiserror::Error;
 
 use crate::identity::reason;
-use crate::telemetry::connections::{Connection, ResponseFlag};
+use super::Carried;
+use crate::telemetry::connections::ResponseFlag;
 
 /// Why there is no connection to carry bytes over. Cloned to everybody who waited for the same dial.
 #[derive(Clone, Debug, Error)]
@@ -143,7 +144,7 @@ impl TunnelError {
     }
 
     /// Marks `connection` as failed by this.
-    pub fn mark(&self, connection: &mut Connection) {
+    pub fn mark(&self, connection: &mut Carried) {
         connection.fail(self.flag(), self.reason(), self.to_string());
     }
 }

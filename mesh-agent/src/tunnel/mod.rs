@@ -1,6 +1,7 @@
 //! What carries bytes: dialling from a pod's network namespace, HBONE connections (mutual TLS, HTTP/2 CONNECT) and their pools, and
 //! the loops that copy between sockets and streams. Never decides whether or where a connection may go: its callers have asked `plan`.
 
+mod carried;
 mod client;
 pub mod copy;
 mod dial;
@@ -12,6 +13,7 @@ mod pool;
 mod server;
 mod stream;
 
+pub use carried::Carried;
 pub use client::{Connection, OpenStream};
 pub use dial::{delivery_source, dial, from_source};
 pub use error::TunnelError;

@@ -10,7 +10,13 @@ fn the_command_line_is_consistent_and_documents_its_exit_codes() {
     assert!(command.render_long_help().to_string().contains("Exit codes:"));
     let run = command.find_subcommand_mut("run").unwrap();
     let help = run.render_long_help().to_string();
-    for flag in ["--config-dir", "--node-name", "--state-dir", "--admin-socket", "Exit codes:"] {
+    for flag in [
+        "--config-dir",
+        "--node-name",
+        "--state-dir",
+        "--admin-socket",
+        "Exit codes:",
+    ] {
         assert!(help.contains(flag), "{flag}");
     }
 }
@@ -37,7 +43,12 @@ fn classes_of_failure_have_exit_codes_of_their_own() {
         (in_use(io::ErrorKind::AddrInUse), Exit::Conflict),
         (in_use(io::ErrorKind::PermissionDenied), Exit::Settings),
         (capabilities, Exit::Host),
-        (AppError::Capture(CaptureError::Locked { path: "/sys/fs/bpf/x".into() }), Exit::Conflict),
+        (
+            AppError::Capture(CaptureError::Locked {
+                path: "/sys/fs/bpf/x".into(),
+            }),
+            Exit::Conflict,
+        ),
     ] {
         assert_eq!(class(&error), exit, "{error}");
     }
@@ -51,5 +62,9 @@ fn a_settings_file_that_is_not_there_is_named_and_has_the_settings_code() {
     };
     let failed = serve(&args).unwrap_err();
     assert_eq!(failed.exit, Exit::Settings);
-    assert!(failed.message.contains("/nonexistent/settings.yaml"), "{}", failed.message);
+    assert!(
+        failed.message.contains("/nonexistent/settings.yaml"),
+        "{}",
+        failed.message
+    );
 }

@@ -263,9 +263,15 @@ fn a_rejection_stands_with_file_line_and_column() {
         }],
         ..no_config()
     });
-    assert!(text.contains("mesh.yaml:7:11\n  PeerAuthentication shop/default\n  spec.mtls.mode: expected"), "{text}");
+    assert!(
+        text.contains("mesh.yaml:7:11\n  PeerAuthentication shop/default\n  spec.mtls.mode: expected"),
+        "{text}"
+    );
     assert!(text.contains("\nmesh.yaml\n"), "{text}");
-    assert!(text.contains("the last good version of 1 objects stays in force"), "{text}");
+    assert!(
+        text.contains("the last good version of 1 objects stays in force"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -40,7 +40,9 @@ impl Lines {
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || write_all(&queue, out, &counted))?;
-        let lines = Self { sender: sender.clone() };
+        let lines = Self {
+            sender: sender.clone(),
+        };
         Ok((lines, LineSender { sender, dropped }))
     }
 
@@ -89,7 +91,9 @@ fn write_all(queue: &Receiver<Message>, mut out: impl Write, dropped: &AtomicU64
         }
         match dropped.swap(0, Ordering::Relaxed) {
             0 => {}
-            n => batch.extend_from_slice(format!("{n} log lines were dropped: the log's reader is too slow\n").as_bytes()),
+            n => batch.extend_from_slice(
+                format!("{n} log lines were dropped: the log's reader is too slow\n").as_bytes(),
+            ),
         }
         let _ = out.write_all(&batch).and_then(|()| out.flush());
         batch.clear();
@@ -147,7 +151,10 @@ mod tests {
         }
         drop(lines);
         let text = String::from_utf8_lossy(&written.lock().unwrap()).into_owned();
-        assert!(text.contains(" log lines were dropped"), "nothing was said of dropped lines");
+        assert!(
+            text.contains(" log lines were dropped"),
+            "nothing was said of dropped lines"
+        );
         assert!(text.ends_with("last\n") || text.contains("last\n"));
     }
 }
