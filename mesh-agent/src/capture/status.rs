@@ -85,14 +85,12 @@ pub struct LinkStatus {
 impl Capture {
     /// What is in the kernel now. Walks the maps: not for the data path.
     pub fn status(&self) -> CaptureStatus {
-        // A statement of its own: the lock must be free again for the counters.
-        let programs = programs(&self.object());
         CaptureStatus {
             node: self.options.node_name.clone(),
             bpffs: self.options.bpffs_dir.clone(),
             cgroup2: self.cgroup2.mount.clone(),
             agent_cgroup: self.agent_cgroup.path().to_owned(),
-            programs,
+            programs: programs(&self.object()),
             maps: self.map_fill(),
             counters: self.counters(),
             pods: self.each_pod(describe),
