@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount, umount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::{info, warn};
 
@@ -106,7 +106,8 @@ impl NodeDir {
         }
         let is_mount = mounts::read()?.iter().any(|m| m.point == self.path);
         if is_mount {
-            umount(&self.path)?;
+            // Our own lock is an open directory on it.
+            umount2(&self.path, MntFlags::MNT_DETACH)?;
         }
         fs::remove_dir(&self.path)?;
         if self.path.parent() == Some(Path::new(PARENT)) {

@@ -77,6 +77,14 @@ pub struct Capture {
     state: Mutex<State>,
 }
 
+/// What was set up before anything was loaded.
+struct Started {
+    cgroup2: Cgroup2,
+    agent_cgroup: AgentCgroup,
+    dir: NodeDir,
+    run: Run,
+}
+
 /// What changes while the agent runs.
 #[derive(Default)]
 struct State {
@@ -105,22 +113,32 @@ impl Capture {
         let dir = NodeDir::open(&options.bpffs_dir)?;
         let agent_cgroup = AgentCgroup::settle(&cgroup2, &options.node_name)?;
         let run = dir.start_run()?;
-        let loaded = Self::load_into(options, cgroup2, agent_cgroup, dir, run.clone());
-        if loaded.is_err() {
-            let _ = run.remove();
-        }
-        loaded
+        let started = Started {
+            cgroup2,
+            agent_cgroup,
+            dir,
+            run,
+        };
+        Self::load_into(options, started)
     }
 
-    fn load_into(
-        options: CaptureOptions,
-        cgroup2: Cgroup2,
-        agent_cgroup: AgentCgroup,
-        dir: NodeDir,
-        run: Run,
-    ) -> Result<Self, CaptureError> {
-        let mut object = NodeObject::load(Some(&run.maps()))?;
-        let delivery = object.attach_agent(agent_cgroup.file())?;
+    fn load_into(options: CaptureOptions, started: Started) -> Result<Self, CaptureError> {
+        let loaded = NodeObject::load(Some(&started.run.maps()))
+            .and_then(|mut object| Ok((object.attach_agent(started.agent_cgroup.file())?, object)));
+        let (delivery, object) = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                let _ = started.run.remove();
+                started.agent_cgroup.leave();
+                return Err(error);
+            }
+        };
+        let Started {
+            cgroup2,
+            agent_cgroup,
+            dir,
+            run,
+        } = started;
         let capture = Self {
             flows: Arc::new(KernelFlows {
                 handoff: Table::new(object.map(maps::HANDOFF)?),

@@ -85,12 +85,14 @@ pub struct LinkStatus {
 impl Capture {
     /// What is in the kernel now. Walks the maps: not for the data path.
     pub fn status(&self) -> CaptureStatus {
+        // The lock is taken again below: let it go first.
+        let programs = programs(&self.object());
         CaptureStatus {
             node: self.options.node_name.clone(),
             bpffs: self.options.bpffs_dir.clone(),
             cgroup2: self.cgroup2.mount.clone(),
             agent_cgroup: self.agent_cgroup.path().to_owned(),
-            programs: programs(&self.object()),
+            programs,
             maps: self.map_fill(),
             counters: self.counters(),
             pods: self.each_pod(describe),
