@@ -10,6 +10,7 @@ mod view;
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -107,12 +108,16 @@ pub fn run(settings: &Settings, logging: &Logging) -> Result<(), AppError> {
     let socket = AdminSocket::bind(&settings.admin_socket)?;
     let config_dir = settings.config_dir.as_deref().ok_or(AppError::NoConfiguration)?;
     let runtime = control_runtime()?;
-    let _entered = runtime.enter();
-    let signals = Signals::new().map_err(start_error("signal handling"))?;
+    let signals = {
+        let _entered = runtime.enter();
+        Signals::new().map_err(start_error("signal handling"))?
+    };
     let capture = Arc::new(Capture::load(capture_options(settings))?);
-    let agent = Agent::start(settings, config_dir, capture, &runtime)?;
+    let agent = Agent::start(settings, config_dir, capture)?;
     let served = runtime.block_on(agent.serve(settings, socket, signals, logging));
-    runtime.block_on(agent.stop(settings.drain));
+    runtime.block_on(agent.stop());
+    // Not by drop, which would wait for whatever still blocks a thread.
+    runtime.shutdown_timeout(SERVERS_END);
     served
 }
 
@@ -168,12 +173,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(
-        settings: &Settings,
-        config_dir: &std::path::Path,
-        capture: Arc<Capture>,
-        _runtime: &Runtime,
-    ) -> Result<Self, AppError> {
+    fn start(settings: &Settings, config_dir: &Path, capture: Arc<Capture>) -> Result<Self, AppError> {
         let ca = EmbeddedCa::open(&settings.ca_dir, &settings.trust_domain)?;
         let options = IdentityOptions {
             lifetime: settings.certificate_lifetime,
@@ -302,7 +302,7 @@ impl Agent {
     }
 
     /// Lets the pods go and leaves the kernel as it was.
-    async fn stop(self, _drain: Duration) {
+    async fn stop(self) {
         self.stopping.cancel();
         self.drained.cancel();
         // After a failed start they have not been told yet.
