@@ -200,13 +200,21 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Lookup {
 pub fn stored(sock: Sock) -> Option<Peer> {
     let found = storage(sock, ptr::null_mut(), 0);
     // SAFETY: not null, so it is the socket's storage, which lives as long as the socket.
-    if found.is_null() { None } else { Some(unsafe { *found }) }
+    if found.is_null() {
+        None
+    } else {
+        Some(unsafe { *found })
+    }
 }
 
 /// Stores `peer` with a socket. False when there is no memory for it.
 #[inline(always)]
 pub fn store(sock: Sock, peer: &Peer) -> bool {
-    let found = storage(sock, ptr::from_ref(peer).cast_mut(), u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+    let found = storage(
+        sock,
+        ptr::from_ref(peer).cast_mut(),
+        u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+    );
     if found.is_null() {
         return false;
     }

@@ -94,7 +94,9 @@ struct State {
 
 impl std::fmt::Debug for Capture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Capture").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Capture")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,7 +159,12 @@ impl Capture {
             dir,
             run,
         };
-        let left: usize = capture.dir.leftovers(&capture.run).iter().map(|run| run.pods().len()).sum();
+        let left: usize = capture
+            .dir
+            .leftovers(&capture.run)
+            .iter()
+            .map(|run| run.pods().len())
+            .sum();
         info!(
             dir = %capture.dir.path().display(),
             cgroup2 = %capture.cgroup2.mount.display(),
@@ -223,14 +230,23 @@ impl Capture {
         let cookie = netns.cookie();
         let slot = free_slot(state).ok_or(EnrolError::Full)?;
         let listeners = make_listeners(&netns, server.workers())?;
-        let undo = Undo { capture: self, cookie, slot };
+        let undo = Undo {
+            capture: self,
+            cookie,
+            slot,
+        };
         self.list(slot, &listeners)?;
         self.put_own(cookie, &BTreeSet::new(), &interfaces.addresses)?;
         self.put_entry(spec, cookie, slot, server.workers())?;
-        let dir = self.run.make_pod(cookie).map_err(EnrolError::kernel("making the directory of its pins"))?;
+        let dir = self
+            .run
+            .make_pod(cookie)
+            .map_err(EnrolError::kernel("making the directory of its pins"))?;
         let pod = data_path_pod(spec, &netns, slot);
         server.serve(Arc::clone(&pod), listeners);
-        let attached = self.object().attach_pod(PodConst { netns: cookie }, netns.file(), cgroup.file(), &dir);
+        let attached =
+            self.object()
+                .attach_pod(PodConst { netns: cookie }, netns.file(), cgroup.file(), &dir);
         let links = attached.map_err(|(what, why)| {
             server.retire(&spec.uid);
             EnrolError::Kernel { what, why }
@@ -307,7 +323,10 @@ impl Capture {
         let Some(pod) = state.pods.get_mut(uid) else {
             return Ok(());
         };
-        let now = pod.netns.interfaces().map_err(EnrolError::kernel("reading its addresses"))?;
+        let now = pod
+            .netns
+            .interfaces()
+            .map_err(EnrolError::kernel("reading its addresses"))?;
         self.put_own(pod.netns.cookie(), &pod.own, &now.addresses)?;
         pod.own = now.addresses;
         Ok(())
@@ -321,9 +340,8 @@ impl Capture {
     /// The specs of the captured pods, and whether namespace and cgroup are still the ones that their paths lead to.
     pub(super) fn captured(&self) -> BTreeMap<WorkloadUid, (PodSpec, bool)> {
         let state = self.state();
-        let entry = |(uid, pod): (&WorkloadUid, &CapturedPod)| {
-            (uid.clone(), (pod.spec.clone(), pod.is_current()))
-        };
+        let entry =
+            |(uid, pod): (&WorkloadUid, &CapturedPod)| (uid.clone(), (pod.spec.clone(), pod.is_current()));
         state.pods.iter().map(entry).collect()
     }
 
@@ -366,7 +384,11 @@ impl Capture {
         for pod in pods.into_values() {
             self.let_go(pod, server);
         }
-        let delivery = self.delivery.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let delivery = self
+            .delivery
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         drop(delivery);
         if let Err(error) = self.dir.remove() {
             warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
@@ -385,11 +407,18 @@ impl Capture {
             workers: workers.clamp(1, MAX_WORKERS),
             flags: 0,
         };
-        self.pods.insert(&cookie, &entry).map_err(EnrolError::kernel("entering it into the map of pods"))
+        self.pods
+            .insert(&cookie, &entry)
+            .map_err(EnrolError::kernel("entering it into the map of pods"))
     }
 
     /// New addresses first: a moment with too many is harmless, one with too few is a loop.
-    fn put_own(&self, cookie: u64, before: &BTreeSet<IpAddr>, now: &BTreeSet<IpAddr>) -> Result<(), EnrolError> {
+    fn put_own(
+        &self,
+        cookie: u64,
+        before: &BTreeSet<IpAddr>,
+        now: &BTreeSet<IpAddr>,
+    ) -> Result<(), EnrolError> {
         let key = |ip: &IpAddr| OwnKey {
             netns: cookie,
             addr: Addr::from_ip(*ip),
@@ -476,9 +505,10 @@ fn free_slot(state: &State) -> Option<u32> {
 /// When an agent of this node is running, or a pin cannot be removed.
 pub fn unload(options: &CaptureOptions) -> Result<usize, CaptureError> {
     let removed = match NodeDir::open_existing(&options.bpffs_dir)? {
-        Some(dir) => dir
-            .remove()
-            .map_err(CaptureError::io(format!("removing {}", options.bpffs_dir.display())))?,
+        Some(dir) => dir.remove().map_err(CaptureError::io(format!(
+            "removing {}",
+            options.bpffs_dir.display()
+        )))?,
         None => 0,
     };
     if let Ok(cgroup2) = Cgroup2::find(options.cgroup_root.as_deref()) {

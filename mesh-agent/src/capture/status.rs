@@ -113,7 +113,11 @@ impl Capture {
             fill(maps::PODS, self.pods.keys().map(|k| k.len()), MAX_PODS),
             fill(maps::OWN, self.own.keys().map(|k| k.len()), MAX_OWN),
             fill(maps::HANDOFF, flows.handoff.keys().map(|k| k.len()), MAX_FLOWS),
-            fill(maps::DELIVERIES, flows.deliveries.keys().map(|k| k.len()), MAX_FLOWS),
+            fill(
+                maps::DELIVERIES,
+                flows.deliveries.keys().map(|k| k.len()),
+                MAX_FLOWS,
+            ),
             fill(maps::LISTENERS, self.listeners.keys().map(|k| k.len()), LISTENERS),
         ]
         .into_iter()
@@ -124,7 +128,9 @@ impl Capture {
     /// The counters of the programs by name, over all CPUs and pods. Zero where they cannot be read.
     pub fn counters(&self) -> BTreeMap<&'static str, u64> {
         let object = self.object();
-        let array = object.view(maps::COUNTERS).and_then(|map| PerCpuArray::<_, u64>::try_from(map).ok());
+        let array = object
+            .view(maps::COUNTERS)
+            .and_then(|map| PerCpuArray::<_, u64>::try_from(map).ok());
         let total = |counter: Counter| {
             let values = array.as_ref()?.get(&(counter as u32), 0).ok()?;
             Some(values.iter().sum())
