@@ -270,11 +270,14 @@ fn come(
     })
 }
 
+/// Where it is delivered, or why not.
+type Outcome = Result<&'static str, Reason>;
+
 #[test]
 fn connections_are_delivered_or_refused_by_identity_policy_and_address() {
     let snapshot = mesh();
     let order = Some("spiffe://cluster.local/ns/shop/sa/order");
-    let table: &[(&str, Option<&str>, &str, Result<&str, Reason>)] = &[
+    let table: &[(&str, Option<&str>, &str, Outcome)] = &[
         ("payment", order, "198.18.0.2:8080", Ok("198.18.0.2:8080")),
         (
             "payment",

@@ -191,6 +191,9 @@ fn finished_pods_are_no_workloads_and_free_their_addresses() {
     );
 }
 
+/// Pods, each by its further metadata and the rest of its document.
+type Pods<'a> = &'a [(&'a str, &'a str)];
+
 #[test]
 fn an_address_leads_to_exactly_one_workload_or_to_none() {
     let on = ", labels: {mesh-agent.io/dataplane: enabled}";
@@ -200,7 +203,7 @@ fn an_address_leads_to_exactly_one_workload_or_to_none() {
     let here = "status: {podIP: 198.18.0.1}";
     let host = "spec: {hostNetwork: true}\nstatus: {podIP: 198.18.0.1}";
     let elsewhere = "status: {podIP: 198.18.0.2, hostIP: 198.18.0.1}";
-    let table: &[(&[(&str, &str)], Option<&str>, bool)] = &[
+    let table: &[(Pods<'_>, Option<&str>, bool)] = &[
         (&[("", here)], Some("p0"), false),
         (&[("", here), ("", here)], None, false),
         (&[(on, here), ("", here)], None, true),
