@@ -1,0 +1,33 @@
+//! Real nodes and pods on one kernel: network namespaces joined by veth, cgroups, real agents, ordinary programs.
+//!
+//! Owns everything it makes: a [`World`] removes its namespaces, cgroups, mounts, files and processes when dropped, also on panic,
+//! and what a killed run left behind is removed by the next one. Never touches what it did not make.
+//! Every wait and every command is bounded in time.
+
+mod agent;
+mod app;
+mod capture;
+mod certs;
+mod cgroup;
+mod manifests;
+mod netns;
+mod node;
+mod observe;
+mod peer;
+mod process;
+mod scene;
+mod world;
+
+pub use agent::{Agent, AgentBuilder, Metrics, agent_binary};
+pub use app::{App, AppEvent, Report, Running};
+pub use capture::{Capture, Captured, Segment};
+pub use certs::{Leaf, TestCa};
+pub use cgroup::{Cgroup, cgroup2_mount};
+pub use manifests::Manifests;
+pub use netns::Netns;
+pub use node::{Node, Pod, PodSpec};
+pub use observe::{KernelObjects, attached_to, map_entries, sockets};
+pub use peer::{PeerServer, peer_client};
+pub use process::{JoinExt, Output, Proc, run, wait_for};
+pub use scene::{MESH, NEAR4, OWN4, OWN6, Scene, TRUST_DOMAIN, WEB4, WEB6, id};
+pub use world::World;

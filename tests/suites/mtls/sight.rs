@@ -1,0 +1,179 @@
+//! What the agents say agrees with what the programs at both ends counted.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::harness::{App, MESH, Scene, WEB4, id, wait_for};
+
+#[test]
+fn the_metrics_of_both_agents_equal_what_the_clients_counted() -> Result<()> {
+    let scene = Scene::start("g")?;
+    let _far = App::serve(&scene.far, "echo", 8080, &[])?;
+    let text = "t".repeat(1000);
+    let report = scene.client.connect(
+        WEB4,
+        80,
+        "many",
+        &["--count", "20", "--parallel", "2", "--text", &text],
+    )?;
+    assert_eq!((report.ok, report.failed), (40, 0), "{report:?}");
+    for (agent, reporter) in [(&scene.a1, "source"), (scene.a2(), "destination")] {
+        wait_for(
+            &format!("the counters of the {reporter}"),
+            Duration::from_secs(5),
+            || {
+                let metrics = agent.metrics()?;
+                let labels = [
+                    ("reporter", reporter),
+                    ("source_workload", "client"),
+                    ("destination_workload", "far"),
+                    ("destination_workload_namespace", MESH),
+                    ("source_principal", &id(MESH, "client")),
+                    ("destination_principal", &id(MESH, "far")),
+                ];
+                let sum = |name: &str| metrics.sum(&format!("istio_tcp_{name}_total"), &labels);
+                let seen = [
+                    "connections_opened",
+                    "connections_closed",
+                    "received_bytes",
+                    "sent_bytes",
+                ]
+                .map(sum);
+                ensure!(
+                    seen == [40.0, 40.0, 40_000.0, 40_000.0],
+                    "{seen:?}\n{}",
+                    metrics.show("istio_tcp")
+                );
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn each_connection_has_one_access_log_line_at_each_end() -> Result<()> {
+    let scene = Scene::start("g")?;
+    let _far = App::serve(&scene.far, "echo", 8080, &[])?;
+    for _ in 0..7 {
+        assert_eq!(scene.client.connect(WEB4, 80, "exchange", &[])?.text, "ping\n");
+    }
+    for (agent, direction) in [(&scene.a1, "outbound"), (scene.a2(), "inbound")] {
+        wait_for("seven lines", Duration::from_secs(5), || {
+            let log = agent.log();
+            let lines: Vec<_> = log
+                .lines()
+                .filter(|line| line.contains("connection complete") && line.contains(direction))
+                .collect();
+            ensure!(lines.len() == 7, "{lines:#?}");
+            for line in lines {
+                for part in [
+                    &id(MESH, "client"),
+                    &id(MESH, "far"),
+                    "client",
+                    "far",
+                    &scene.client.ip4().to_string(),
+                ] {
+                    ensure!(line.contains(part), "{part} is missing: {line}");
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn live_connections_identities_certificates_and_programs_are_shown() -> Result<()> {
+    let scene = Scene::start("g")?;
+    let _far = App::serve(&scene.far, "echo", 8080, &[])?;
+    let idle = scene
+        .client
+        .connect_in_background(WEB4, 80, "idle", &["--count", "3", "--seconds", "3"])?;
+    for (agent, direction) in [(&scene.a1, "outbound"), (scene.a2(), "inbound")] {
+        wait_for("three live connections", Duration::from_secs(3), || {
+            let answer = agent.meshctl(&["connections"])?;
+            let all = answer["connections"].as_array().context("connections")?;
+            let good = all.iter().filter(|one| {
+                one["direction"] == direction
+                    && one["security"] == "mutual_tls"
+                    && one["source"]["identity"] == id(MESH, "client")
+                    && one["destination"]["identity"] == id(MESH, "far")
+            });
+            ensure!(good.count() == 3 && all.len() == 3, "{answer:#}");
+            Ok(())
+        })?;
+    }
+    let certs = scene.a1.meshctl(&["certs"])?;
+    let ids: Vec<_> = certs["certificates"]
+        .as_array()
+        .context("certificates")?
+        .iter()
+        .map(|c| c["identity"].clone())
+        .collect();
+    assert!(
+        ids.contains(&id(MESH, "client").into()) && ids.contains(&id(MESH, "near").into()),
+        "{certs:#}"
+    );
+    assert!(
+        !ids.contains(&id(MESH, "far").into()),
+        "a node has certificates of its own pods only: {certs:#}"
+    );
+    let bpf = scene.a1.meshctl(&["bpf"])?;
+    assert_eq!(bpf["pods"].as_array().map(Vec::len), Some(2), "{bpf:#}");
+    let status = scene.a1.meshctl(&["status"])?;
+    assert_eq!(
+        (&status["ready"], &status["pods"]["captured"]),
+        (&true.into(), &2.into()),
+        "{status:#}"
+    );
+    for command in [
+        "check",
+        "status",
+        "workloads",
+        "connections",
+        "certs",
+        "bpf",
+        "config",
+    ] {
+        let output = scene.a1.meshctl_text(&[command])?;
+        assert!(
+            output.status.success() && !output.stdout.is_empty(),
+            "meshctl {command}: {output:?}"
+        );
+    }
+    assert_eq!(idle.report(Duration::from_secs(15))?.ok, 3);
+    Ok(())
+}
+
+#[test]
+fn a_failed_connection_says_who_failed_and_why() -> Result<()> {
+    let scene = Scene::start("g")?;
+    scene.client.connect(scene.far.ip4(), 8080, "exchange", &[])?;
+    wait_for("both ends log the failure", Duration::from_secs(5), || {
+        for agent in scene.agents() {
+            let log = agent.log();
+            let line = log
+                .lines()
+                .find(|line| line.contains("connection failed"))
+                .context("no line")?;
+            ensure!(line.contains("CONNECT") || line.contains("503"), "{line}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_admin_socket_is_for_root_alone_and_keys_are_not_in_the_logs() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scene = Scene::start("g")?;
+    let mode = std::fs::metadata(scene.a1.admin_socket())?.permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    let key = std::fs::metadata(scene.world.dir().join("ca/root.key"))?
+        .permissions()
+        .mode()
+        & 0o777;
+    assert_eq!(key, 0o600);
+    assert!(!scene.logs().contains("PRIVATE KEY"));
+    Ok(())
+}
