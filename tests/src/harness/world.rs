@@ -166,12 +166,26 @@ impl World {
             .with_context(|| format!("cannot write {}", self.record_file.display()))
     }
 
-    /// Removes the worlds that were kept; returns how many.
+    /// Removes the worlds that were kept, and what killed runs left behind; returns how many.
     ///
     /// # Errors
     /// When the records cannot be read.
     pub fn remove_kept() -> Result<usize> {
-        sweep_worlds(|record| record.kept && !alive(record))
+        sweep_worlds(|record| !alive(record))
+    }
+
+    /// The prefixes of the worlds that were kept and whose name begins with `name`.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn kept(name: &str) -> Result<Vec<String>> {
+        let kept = |record: &Record| record.kept && record.prefix.starts_with(name);
+        Ok(records()?
+            .into_iter()
+            .map(|(record, _)| record)
+            .filter(kept)
+            .map(|record| record.prefix)
+            .collect())
     }
 }
 
@@ -194,22 +208,27 @@ fn keep_logs(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The worlds that are recorded, and where.
+fn records() -> Result<Vec<(Record, PathBuf)>> {
+    std::fs::create_dir_all(RECORDS).with_context(|| format!("cannot make {RECORDS}"))?;
+    let entries = std::fs::read_dir(RECORDS).with_context(|| format!("cannot list {RECORDS}"))?;
+    let read = |path: &Path| serde_json::from_slice::<Record>(&std::fs::read(path).ok()?).ok();
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| Some((read(&entry.path())?, entry.path())))
+        .collect())
+}
+
 /// Removes the recorded worlds that `which` names; returns how many.
 fn sweep_worlds(which: impl Fn(&Record) -> bool) -> Result<usize> {
-    std::fs::create_dir_all(RECORDS).with_context(|| format!("cannot make {RECORDS}"))?;
-    let mut swept = 0;
-    for entry in std::fs::read_dir(RECORDS)?.flatten() {
-        let path = entry.path();
-        let read = std::fs::read(&path).ok();
-        let Some(record) = read.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok()) else {
-            continue;
-        };
-        if which(&record) {
-            sweep(&record, &path);
-            swept += 1;
-        }
+    let named: Vec<_> = records()?
+        .into_iter()
+        .filter(|(record, _)| which(record))
+        .collect();
+    for (record, path) in &named {
+        sweep(record, path);
     }
-    Ok(swept)
+    Ok(named.len())
 }
 
 /// Whether the process that made a world still runs.
