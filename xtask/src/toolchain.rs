@@ -76,8 +76,10 @@ impl Toolchain {
         command
             .arg("--config")
             .arg(format!("target.{TARGET}.linker=\"{}\"", self.linker.display()));
+        // Where the clone is must not show in the objects.
         command.arg("--config").arg(format!(
-            "target.{TARGET}.rustflags=[\"-Cdebuginfo=2\",\"-Clink-arg=--btf\"]"
+            "target.{TARGET}.rustflags=[\"-Cdebuginfo=2\",\"-Clink-arg=--btf\",\"--remap-path-prefix={}=.\"]",
+            project.root().display()
         ));
         command
     }

@@ -29,7 +29,10 @@ fn text(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned() + "\n")
+        .collect()
 }
 
 /// `meshctl status`.
@@ -221,12 +224,7 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
     if certificates.certificates.is_empty() {
         return "No local identities: no enrolled pod is on this node.".to_owned();
     }
-    let mut table = table(&[
-        "IDENTITY",
-        "STATE",
-        "NOT BEFORE",
-        "NOT AFTER",
-        "ENDS IN"]);
+    let mut table = table(&["IDENTITY", "STATE", "NOT BEFORE", "NOT AFTER", "ENDS IN"]);
     let mut errors = String::new();
     for c in &certificates.certificates {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());

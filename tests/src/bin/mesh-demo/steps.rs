@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{Capture, Captured, Output, Proc};
+use anyhow::{Result, bail};
+use mesh_tests::harness::{Capture, Captured, KernelObjects, Output, Proc};
 
 use crate::show::Show;
 use crate::signals;
@@ -298,15 +298,15 @@ fn strict(show: &mut Show, stage: &Stage, mut statement: Proc) -> Result<()> {
 
 fn counters(show: &mut Show, stage: &Stage) -> Result<()> {
     show.step("The counters");
-    let url = "http://127.0.0.1:15020/metrics";
-    show.command(
-        "node-b",
-        &format!("curl -s {url} | grep istio_tcp_connections_opened_total"),
-    );
-    let text = stage.on_node(1, "curl", &["-sS", url])?.success()?;
     let wanted = "istio_tcp_connections_opened_total";
-    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(wanted)).collect();
-    show.output(&lines.join("\n"));
+    // Each line has two dozen labels; these three say it.
+    let pipeline = format!(
+        "curl -sS http://127.0.0.1:15020/metrics | grep ^{wanted} | grep -oE \
+         '(source_principal|destination_workload|connection_security_policy)=[^,]*|[0-9.]+$' | paste -sd '   \\n'"
+    );
+    show.command("node-b", &pipeline);
+    let text = stage.on_node(1, "sh", &["-c", &pipeline])?.success()?;
+    show.output(&text);
     let metrics = stage.agents[1].metrics()?;
     let secure = metrics.sum(
         wanted,
@@ -319,7 +319,7 @@ fn counters(show: &mut Show, stage: &Stage) -> Result<()> {
     show.verdict(
         secure >= 4.0,
         &format!("node-b counted {secure} connections from order over mutual TLS"),
-        &lines.join("\n"),
+        &text,
     )?;
     let opened = metrics.sum(wanted, &[("reporter", "destination")]);
     let flagged = metrics.sum(
@@ -338,36 +338,25 @@ fn counters(show: &mut Show, stage: &Stage) -> Result<()> {
 
 fn stop(show: &mut Show, stage: &mut Stage) -> Result<()> {
     show.step("The agents stop");
+    let mut objects = Vec::new();
     for agent in &mut stage.agents {
+        objects.push(KernelObjects::of(agent.proc().pid())?);
         show.command("host", &format!("kill -TERM {}", agent.proc().pid()));
         agent.stop()?;
     }
     show.verdict(true, "both ended cleanly", "")?;
-    let cgroup = stage.world.cgroup().path().to_string_lossy().into_owned();
-    show.command("host", &format!("bpftool cgroup tree {cgroup}"));
-    let attached = stage
-        .on_node(0, "bpftool", &["cgroup", "tree", &cgroup])?
-        .success()?;
-    let programs: Vec<&str> = attached
-        .lines()
-        .filter(|line| line.split_whitespace().next().is_some_and(is_number))
-        .collect();
+    let programs: usize = objects.iter().map(|of| of.count("prog")).sum();
+    let links: usize = objects.iter().map(|of| of.count("link")).sum();
+    let mut left = Vec::new();
+    for of in &objects {
+        left.extend(of.still_there()?);
+    }
+    show.command("host", "bpftool prog list; bpftool link list; bpftool map list");
     show.verdict(
-        programs.is_empty(),
-        "no BPF program of theirs is left on a pod's cgroup",
-        &attached,
+        programs > 0 && left.is_empty(),
+        &format!("none of their {programs} BPF programs and {links} links, and none of their maps, is left in the kernel"),
+        &left.join(", "),
     )?;
-    let pins = std::fs::read_dir(stage.world.bpffs()).context("cannot list the bpffs")?;
-    let pins: Vec<String> = pins
-        .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
-        .collect();
-    let pinned = pins
-        .iter()
-        .filter(|path| has_files(path.as_ref()))
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(", ");
-    show.verdict(pinned.is_empty(), "nothing is pinned", &pinned)?;
     let url = format!("http://{}:{PORT}/", stage.pod("payment")?.ip4());
     let answer = curl(show, stage, "order", &[&url])?;
     show.verdict(
@@ -375,22 +364,6 @@ fn stop(show: &mut Show, stage: &mut Stage) -> Result<()> {
         "order still reaches payment, as it did before the mesh",
         &said(&answer),
     )
-}
-
-fn is_number(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Whether there is a file at or below `path`: a pin, on a bpffs.
-fn has_files(path: &std::path::Path) -> bool {
-    if !path.is_dir() {
-        return true;
-    }
-    std::fs::read_dir(path)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .any(|entry| has_files(&entry.path()))
 }
 
 /// Where visitor goes: the pod itself, in plaintext.
