@@ -310,7 +310,7 @@ pub const MAX_FLOWS: u32 = 32 * 1024;
 mod user {
     use super::{Addr, FlowKey, OwnKey, Peer, PodConst, PodEntry};
 
-    // SAFETY (all): `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
+    // SAFETY: `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
     unsafe impl aya::Pod for Addr {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PodEntry {}

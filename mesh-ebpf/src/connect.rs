@@ -94,7 +94,9 @@ fn rewrite_port() -> u16 {
 /// Open the agent may accept before the handshake ends).
 #[inline(always)]
 pub fn hand_over(ctx: &SockOpsContext) {
-    let Some(sock) = ctx::sock_ops_sock(ctx) else { return };
+    let Some(sock) = ctx::sock_ops_sock(ctx) else {
+        return;
+    };
     let Some(stored) = ctx::stored(sock) else { return };
     if stored.kind != PEER_DESTINATION {
         return;
@@ -130,7 +132,9 @@ pub fn take_client(ctx: &SockOpsContext) {
         return;
     };
     let _ = DELIVERIES.remove(&key);
-    let Some(sock) = ctx::sock_ops_sock(ctx) else { return };
+    let Some(sock) = ctx::sock_ops_sock(ctx) else {
+        return;
+    };
     let peer = Peer {
         kind: PEER_CLIENT,
         ..client

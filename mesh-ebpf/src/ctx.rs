@@ -1,7 +1,8 @@
 //! Every unsafe read and write of a BPF context, and the helpers that take a socket.
 //!
-//! Reads are volatile: otherwise LLVM merges two word reads into one wider one, or hoists the offset out of branches, and the
-//! verifier answers "dereference of modified ctx ptr" or "invalid bpf_context access".
+//! Reads are volatile and never in branches: otherwise LLVM merges two word reads into one wider one, or the reads of two branches into
+//! one of a computed address, and the verifier answers "invalid bpf_context access" or "dereference of modified ctx ptr R3 off=24
+//! disallowed".
 
 use core::ffi::c_void;
 use core::ptr::{self, addr_of, addr_of_mut};
@@ -124,12 +125,12 @@ pub fn sock_ops_family(ctx: &SockOpsContext) -> u32 {
 /// Local and remote address of a `sockops` hook's socket. A v4-mapped IPv6 socket shows the same as an IPv4 one.
 #[inline(always)]
 pub fn sock_ops_addrs(ctx: &SockOpsContext) -> (Addr, Addr) {
+    let v4 = (read!(ctx.ops, local_ip4), read!(ctx.ops, remote_ip4));
+    let v6 = (read_addr6!(ctx.ops, local_ip6), read_addr6!(ctx.ops, remote_ip6));
     if sock_ops_family(ctx) == AF_INET {
-        let local = read!(ctx.ops, local_ip4);
-        let remote = read!(ctx.ops, remote_ip4);
-        (Addr::from_v4_word(local), Addr::from_v4_word(remote))
+        (Addr::from_v4_word(v4.0), Addr::from_v4_word(v4.1))
     } else {
-        (read_addr6!(ctx.ops, local_ip6), read_addr6!(ctx.ops, remote_ip6))
+        v6
     }
 }
 
@@ -177,12 +178,12 @@ pub struct Lookup {
 #[inline(always)]
 pub fn sk_lookup(ctx: &SkLookupContext) -> Lookup {
     let raw: *mut bpf_sk_lookup = ctx.lookup;
+    let v4 = (read!(raw, remote_ip4), read!(raw, local_ip4));
+    let v6 = (read_addr6!(raw, remote_ip6), read_addr6!(raw, local_ip6));
     let (remote, local) = if read!(raw, family) == AF_INET {
-        let remote = read!(raw, remote_ip4);
-        let local = read!(raw, local_ip4);
-        (Addr::from_v4_word(remote), Addr::from_v4_word(local))
+        (Addr::from_v4_word(v4.0), Addr::from_v4_word(v4.1))
     } else {
-        (read_addr6!(raw, remote_ip6), read_addr6!(raw, local_ip6))
+        v6
     };
     Lookup {
         protocol: read!(raw, protocol),
@@ -199,13 +200,21 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Lookup {
 pub fn stored(sock: Sock) -> Option<Peer> {
     let found = storage(sock, ptr::null_mut(), 0);
     // SAFETY: not null, so it is the socket's storage, which lives as long as the socket.
-    if found.is_null() { None } else { Some(unsafe { *found }) }
+    if found.is_null() {
+        None
+    } else {
+        Some(unsafe { *found })
+    }
 }
 
 /// Stores `peer` with a socket. False when there is no memory for it.
 #[inline(always)]
 pub fn store(sock: Sock, peer: &Peer) -> bool {
-    let found = storage(sock, ptr::from_ref(peer).cast_mut(), u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+    let found = storage(
+        sock,
+        ptr::from_ref(peer).cast_mut(),
+        u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+    );
     if found.is_null() {
         return false;
     }

@@ -12,7 +12,9 @@ const TCP_CLOSE: u32 = 7;
 /// TCP_CONNECT_CB: announces the client under the flow that the application's socket is about to see.
 #[inline(always)]
 pub fn announce(ctx: &SockOpsContext) {
-    let Some(sock) = ctx::sock_ops_sock(ctx) else { return };
+    let Some(sock) = ctx::sock_ops_sock(ctx) else {
+        return;
+    };
     let Some(stored) = ctx::stored(sock) else { return };
     if stored.kind != PEER_DELIVERY {
         return;

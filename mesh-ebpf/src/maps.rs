@@ -3,8 +3,8 @@
 use aya_ebpf::btf_maps::{HashMap, PerCpuArray, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    COUNTERS as COUNTER_COUNT, Counter, FlowKey, LISTENERS as LISTENER_COUNT, MAX_FLOWS, MAX_OWN, MAX_PODS, OwnKey,
-    Peer, PodEntry,
+    COUNTERS as COUNTER_COUNT, Counter, FlowKey, LISTENERS as LISTENER_COUNT, MAX_FLOWS, MAX_OWN, MAX_PODS,
+    OwnKey, Peer, PodEntry,
 };
 
 /// Pods under capture, by netns cookie.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount, umount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::{info, warn};
 
@@ -60,7 +60,11 @@ impl NodeDir {
 
     /// Locks a directory that is there; `None` where there is none.
     pub(super) fn open_existing(path: &Path) -> Result<Option<Self>, CaptureError> {
-        if path.is_dir() { Self::lock(path).map(Some) } else { Ok(None) }
+        if path.is_dir() {
+            Self::lock(path).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     fn lock(path: &Path) -> Result<Self, CaptureError> {
@@ -70,7 +74,9 @@ impl NodeDir {
                 path: path.to_owned(),
                 _lock: lock,
             }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(CaptureError::Locked { path: path.to_owned() }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(CaptureError::Locked {
+                path: path.to_owned(),
+            }),
             Err((_, e)) => Err(CaptureError::io(format!("locking {}", path.display()))(e.into())),
         }
     }
@@ -81,7 +87,7 @@ impl NodeDir {
 
     /// Starts a new run beside whatever earlier runs have left.
     pub(super) fn start_run(&self) -> Result<Run, CaptureError> {
-        let last = self.runs().iter().filter_map(|run| number(run)).max().unwrap_or(0);
+        let last = self.runs().iter().filter_map(number).max().unwrap_or(0);
         let run = Run {
             path: self.path.join(format!("run-{}", last + 1)),
         };
@@ -106,7 +112,8 @@ impl NodeDir {
         }
         let is_mount = mounts::read()?.iter().any(|m| m.point == self.path);
         if is_mount {
-            umount(&self.path)?;
+            // Our own lock is an open directory on it.
+            umount2(&self.path, MntFlags::MNT_DETACH)?;
         }
         fs::remove_dir(&self.path)?;
         if self.path.parent() == Some(Path::new(PARENT)) {
@@ -154,7 +161,10 @@ impl Run {
     /// The pods that have links pinned here, by netns cookie.
     pub(super) fn pods(&self) -> Vec<u64> {
         let cookie = |path: &PathBuf| u64::from_str_radix(path.file_name()?.to_str()?, 16).ok();
-        entries(&self.path.join("pods")).iter().filter_map(cookie).collect()
+        entries(&self.path.join("pods"))
+            .iter()
+            .filter_map(cookie)
+            .collect()
     }
 
     /// Removes a pod's links, in the order of [`HOOKS`]. How many there were.
@@ -208,7 +218,13 @@ fn prepare(path: &Path) -> io::Result<()> {
             fs::create_dir_all(path)?;
             path
         };
-        mount(Some("bpf"), point, Some("bpf"), MsFlags::empty(), Some("mode=0700"))?;
+        mount(
+            Some("bpf"),
+            point,
+            Some("bpf"),
+            MsFlags::empty(),
+            Some("mode=0700"),
+        )?;
         info!(path = %point.display(), "mounted a bpffs");
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)

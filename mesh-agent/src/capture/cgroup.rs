@@ -50,14 +50,20 @@ impl Cgroup2 {
         let dir = File::open(&full).map_err(missing)?;
         let kind = fstatfs(&dir).map_err(|e| missing(e.into()))?.filesystem_type();
         if kind != CGROUP2_SUPER_MAGIC {
-            return Err(unfit("is not in the cgroup2 hierarchy: its sockets cannot be captured"));
+            return Err(unfit(
+                "is not in the cgroup2 hierarchy: its sockets cannot be captured",
+            ));
         }
         let mount = fs::canonicalize(&self.mount).map_err(missing)?;
         if !full.starts_with(&mount) || full == mount {
-            return Err(unfit("is not below the cgroup2 mount: capture would take in the whole host"));
+            return Err(unfit(
+                "is not below the cgroup2 mount: capture would take in the whole host",
+            ));
         }
         if agent.starts_with(&full) {
-            return Err(unfit("holds the agent itself: it would capture its own connections"));
+            return Err(unfit(
+                "holds the agent itself: it would capture its own connections",
+            ));
         }
         let id = dir.metadata().map_err(missing)?.ino();
         Ok(PodCgroup { dir, full, id })
@@ -101,13 +107,18 @@ impl AgentCgroup {
         let own = own_path(cgroup2)?;
         let is_root = !own.join("cgroup.events").exists();
         if !is_root {
-            return Self::open(own, None);
+            // Started out of an agent that had moved (a test, an upgrade in place): the cgroup is ours to remove all the same.
+            let made = own.ends_with(child_name(node)) && own.parent() == Some(&cgroup2.mount);
+            return Self::open(own, made.then(|| cgroup2.mount.clone()));
         }
         let child = own.join(child_name(node));
         if let Err(e) = fs::create_dir(&child)
             && e.kind() != io::ErrorKind::AlreadyExists
         {
-            return Err(CaptureError::io(format!("making the agent's cgroup {}", child.display()))(e));
+            return Err(CaptureError::io(format!(
+                "making the agent's cgroup {}",
+                child.display()
+            ))(e));
         }
         move_process(&child).map_err(CaptureError::io(format!(
             "moving the agent into its cgroup {}",
@@ -118,8 +129,10 @@ impl AgentCgroup {
     }
 
     fn open(path: PathBuf, came_from: Option<PathBuf>) -> Result<Self, CaptureError> {
-        let dir = File::open(&path)
-            .map_err(CaptureError::io(format!("opening the agent's cgroup {}", path.display())))?;
+        let dir = File::open(&path).map_err(CaptureError::io(format!(
+            "opening the agent's cgroup {}",
+            path.display()
+        )))?;
         Ok(Self { path, dir, came_from })
     }
 
@@ -155,12 +168,17 @@ fn move_process(to: &Path) -> io::Result<()> {
 }
 
 fn own_path(cgroup2: &Cgroup2) -> Result<PathBuf, CaptureError> {
-    let text = fs::read_to_string("/proc/self/cgroup").map_err(CaptureError::io("reading /proc/self/cgroup"))?;
+    let text =
+        fs::read_to_string("/proc/self/cgroup").map_err(CaptureError::io("reading /proc/self/cgroup"))?;
     let own = text.lines().find_map(|line| line.strip_prefix("0::"));
     let own = Path::new(own.unwrap_or("/"));
     below_mount(cgroup2, own).ok_or_else(|| CaptureError::OwnCgroup {
         mount: cgroup2.mount.clone(),
-        why: format!("/proc/self/cgroup says {}, the mount shows {}", own.display(), cgroup2.root.display()),
+        why: format!(
+            "/proc/self/cgroup says {}, the mount shows {}",
+            own.display(),
+            cgroup2.root.display()
+        ),
     })
 }
 
@@ -192,7 +210,10 @@ mod tests {
     #[test]
     fn the_agents_cgroup_is_found_below_the_mount() {
         let whole = mounted("/sys/fs/cgroup/unified", "/");
-        assert_eq!(below_mount(&whole, Path::new("/")), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(
+            below_mount(&whole, Path::new("/")),
+            Some("/sys/fs/cgroup/unified".into())
+        );
         assert_eq!(
             below_mount(&whole, Path::new("/a/b")),
             Some("/sys/fs/cgroup/unified/a/b".into())

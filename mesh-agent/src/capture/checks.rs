@@ -84,9 +84,12 @@ pub fn checks(options: &CaptureOptions) -> Vec<Check> {
 
 fn kernel() -> Check {
     match (kernel_release(), require_kernel()) {
-        (Some((release, version)), Ok(())) if version < KERNEL_RECOMMENDED => {
-            Check::new("kernel", Outcome::Warn, release, Some("6.1 or later is recommended"))
-        }
+        (Some((release, version)), Ok(())) if version < KERNEL_RECOMMENDED => Check::new(
+            "kernel",
+            Outcome::Warn,
+            release,
+            Some("6.1 or later is recommended"),
+        ),
         (Some((release, _)), Ok(())) => Check::new("kernel", Outcome::Ok, release, None),
         (_, Err(error)) => Check::new("kernel", Outcome::Fail, causes(&error), None),
         (None, Ok(())) => Check::new("kernel", Outcome::Warn, "its release cannot be read", None),
@@ -98,7 +101,12 @@ fn btf() -> Check {
         Check::new("btf", Outcome::Ok, "/sys/kernel/btf/vmlinux", None)
     } else {
         let hint = "socket storage needs a kernel built with CONFIG_DEBUG_INFO_BTF on some versions";
-        Check::new("btf", Outcome::Warn, "/sys/kernel/btf/vmlinux is missing", Some(hint))
+        Check::new(
+            "btf",
+            Outcome::Warn,
+            "/sys/kernel/btf/vmlinux is missing",
+            Some(hint),
+        )
     }
 }
 
@@ -107,7 +115,12 @@ fn bpffs(dir: &Path) -> Check {
         return Check::new("bpffs", Outcome::Ok, dir.display().to_string(), None);
     }
     let hint = "the agent mounts one; without a mount that outlives it, pods go uncaptured when it crashes";
-    Check::new("bpffs", Outcome::Warn, format!("none at {} yet", dir.display()), Some(hint))
+    Check::new(
+        "bpffs",
+        Outcome::Warn,
+        format!("none at {} yet", dir.display()),
+        Some(hint),
+    )
 }
 
 /// What must hold before anything is loaded.
@@ -148,7 +161,9 @@ fn require_capabilities() -> Result<(), CaptureError> {
 
 fn missing_capabilities(status: &str) -> Vec<&'static str> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let effective = effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
     let lacks = |(bit, _): &&(u32, &str)| effective & (1 << bit) == 0;
     CAPABILITIES.iter().filter(lacks).map(|(_, name)| *name).collect()
 }

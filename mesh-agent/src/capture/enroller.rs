@@ -11,11 +11,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::PodServer;
 use super::error::EnrolError;
 use super::node::{Capture, CaptureState};
 use super::pod::PodSpec;
 use super::sys::async_readable;
-use super::PodServer;
 use crate::state::SnapshotCell;
 
 /// How often captured pods are looked at for namespaces and cgroups that were made anew, and the longest wait for what is missing.
@@ -69,13 +69,25 @@ enum Step {
 
 /// The steps from what is captured (with the word whether its place is still there) to what is wanted. Releases come first: their
 /// namespaces may be wanted by others.
-fn plan(wanted: &BTreeMap<WorkloadUid, PodSpec>, captured: &BTreeMap<WorkloadUid, (PodSpec, bool)>) -> Vec<Step> {
-    let gone = |(uid, (_, current)): &(&WorkloadUid, &(PodSpec, bool))| !current || !wanted.contains_key(*uid);
-    let releases = captured.iter().filter(gone).map(|(uid, _)| Step::Release(uid.clone()));
+fn plan(
+    wanted: &BTreeMap<WorkloadUid, PodSpec>,
+    captured: &BTreeMap<WorkloadUid, (PodSpec, bool)>,
+) -> Vec<Step> {
+    let gone =
+        |(uid, (_, current)): &(&WorkloadUid, &(PodSpec, bool))| !current || !wanted.contains_key(*uid);
+    let releases = captured
+        .iter()
+        .filter(gone)
+        .map(|(uid, _)| Step::Release(uid.clone()));
     let new = |(uid, spec): &(&WorkloadUid, &PodSpec)| {
-        captured.get(*uid).is_none_or(|(present, current)| !current || present != *spec)
+        captured
+            .get(*uid)
+            .is_none_or(|(present, current)| !current || present != *spec)
     };
-    let enrolments = wanted.iter().filter(new).map(|(_, spec)| Step::Enrol(spec.clone()));
+    let enrolments = wanted
+        .iter()
+        .filter(new)
+        .map(|(_, spec)| Step::Enrol(spec.clone()));
     releases.chain(enrolments).collect()
 }
 
@@ -163,7 +175,10 @@ impl Enroller {
     }
 
     fn try_enrol(&mut self, spec: PodSpec, now: Instant) {
-        let before = self.failures.get(&spec.uid).filter(|failure| failure.spec == spec);
+        let before = self
+            .failures
+            .get(&spec.uid)
+            .filter(|failure| failure.spec == spec);
         if before.is_some_and(|failure| now < failure.again) {
             return;
         }
@@ -213,7 +228,10 @@ impl Enroller {
             let Some(changes) = self.capture.address_changes(&uid) else {
                 continue;
             };
-            let known = self.watchers.get(&uid).is_some_and(|w| Arc::ptr_eq(&w.changes, &changes));
+            let known = self
+                .watchers
+                .get(&uid)
+                .is_some_and(|w| Arc::ptr_eq(&w.changes, &changes));
             if !known {
                 let watcher = Watcher::start(Arc::clone(&self.capture), uid.clone(), changes);
                 self.watchers.insert(uid, watcher);
@@ -278,7 +296,11 @@ async fn follow(capture: Arc<Capture>, uid: &WorkloadUid, changes: Arc<OwnedFd>)
 fn drain(socket: BorrowedFd<'_>) {
     let mut buffer = [0; 8192];
     loop {
-        match nix::sys::socket::recv(socket.as_raw_fd(), &mut buffer, nix::sys::socket::MsgFlags::MSG_DONTWAIT) {
+        match nix::sys::socket::recv(
+            socket.as_raw_fd(),
+            &mut buffer,
+            nix::sys::socket::MsgFlags::MSG_DONTWAIT,
+        ) {
             Ok(1..) | Err(nix::errno::Errno::ENOBUFS | nix::errno::Errno::EINTR) => {}
             Ok(_) | Err(_) => return,
         }
@@ -325,13 +347,19 @@ mod tests {
     #[test]
     fn what_is_as_wanted_stays_untouched() {
         let a = spec("a", "198.18.0.1");
-        assert_eq!(plan(&wanted(std::slice::from_ref(&a)), &captured(&[(a, true)])), []);
+        assert_eq!(
+            plan(&wanted(std::slice::from_ref(&a)), &captured(&[(a, true)])),
+            []
+        );
     }
 
     #[test]
     fn a_change_leads_to_one_enrolment_and_no_release() {
         let (before, after) = (spec("a", "198.18.0.1"), spec("a", "198.18.0.2"));
-        let steps = plan(&wanted(std::slice::from_ref(&after)), &captured(&[(before, true)]));
+        let steps = plan(
+            &wanted(std::slice::from_ref(&after)),
+            &captured(&[(before, true)]),
+        );
         assert_eq!(steps, [Step::Enrol(after)]);
     }
 
@@ -359,7 +387,10 @@ mod tests {
         let refused = EnrolError::HostNetns;
         let mut waits = (None, None);
         for _ in 0..20 {
-            waits = (Some(next_retry(waits.0, &missing)), Some(next_retry(waits.1, &refused)));
+            waits = (
+                Some(next_retry(waits.0, &missing)),
+                Some(next_retry(waits.1, &refused)),
+            );
         }
         assert!(waits.0.unwrap() < Duration::from_secs(1));
         assert_eq!(waits.1.unwrap(), LONG_RETRY);

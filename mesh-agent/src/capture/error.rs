@@ -10,7 +10,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum CaptureError {
     /// The binary holds no BPF programs.
-    #[error("this agent was built without BPF programs: run `cargo xtask build`, which builds and embeds them")]
+    #[error(
+        "this agent was built without BPF programs: run `cargo xtask build`, which builds and embeds them"
+    )]
     NotBuilt,
     /// The kernel is too old.
     #[error("Linux {found} is too old: capture needs 5.15 or later (netns cookies in sock_ops)")]
@@ -41,7 +43,9 @@ pub enum CaptureError {
         why: String,
     },
     /// The bpffs cannot be used.
-    #[error("no bpffs at {path}: {source}. Mount one (`mount -t bpf bpf /sys/fs/bpf`), or name another directory")]
+    #[error(
+        "no bpffs at {path}: {source}. Mount one (`mount -t bpf bpf /sys/fs/bpf`), or name another directory"
+    )]
     Bpffs {
         /// Where.
         path: PathBuf,
@@ -138,7 +142,11 @@ impl EnrolError {
     pub fn is_pending(&self) -> bool {
         matches!(
             self,
-            Self::Netns { .. } | Self::Cgroup { .. } | Self::NoAddress | Self::AddressMissing(_) | Self::Kernel { .. }
+            Self::Netns { .. }
+                | Self::Cgroup { .. }
+                | Self::NoAddress
+                | Self::AddressMissing(_)
+                | Self::Kernel { .. }
         )
     }
 

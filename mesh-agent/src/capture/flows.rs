@@ -75,7 +75,11 @@ mod tests {
 
     #[test]
     fn a_v4_mapped_connection_has_the_key_of_an_ipv4_one() {
-        let v4 = flow_key(7, "198.18.0.1:40000".parse().unwrap(), "198.18.0.1:15110".parse().unwrap());
+        let v4 = flow_key(
+            7,
+            "198.18.0.1:40000".parse().unwrap(),
+            "198.18.0.1:15110".parse().unwrap(),
+        );
         let mapped = flow_key(
             7,
             "[::ffff:198.18.0.1]:40000".parse().unwrap(),

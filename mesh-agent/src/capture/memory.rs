@@ -17,7 +17,13 @@ pub(crate) struct MemoryFlows {
 #[allow(dead_code, reason = "a tool for the unit tests of other modules")]
 impl MemoryFlows {
     /// As if a process in the namespace had connected `client` → `local`, asking for `destination`.
-    pub(crate) fn captured(&self, netns: u64, client: SocketAddr, local: SocketAddr, destination: SocketAddr) {
+    pub(crate) fn captured(
+        &self,
+        netns: u64,
+        client: SocketAddr,
+        local: SocketAddr,
+        destination: SocketAddr,
+    ) {
         let mut handoff = self.handoff.lock().unwrap_or_else(PoisonError::into_inner);
         handoff.insert((netns, client, local), destination);
     }

@@ -116,10 +116,13 @@ impl Netns {
     /// Whether it forwards packets of either family. The setting is inherited from the host, so by itself it says little.
     pub(super) fn forwards(&self) -> io::Result<bool> {
         self.within(|| {
-            ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].iter().any(|name| {
-                // Absent where the kernel lacks the family.
-                std::fs::read_to_string(format!("/proc/sys/net/{name}")).is_ok_and(|value| value.trim() != "0")
-            })
+            ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
+                .iter()
+                .any(|name| {
+                    // Absent where the kernel lacks the family.
+                    std::fs::read_to_string(format!("/proc/sys/net/{name}"))
+                        .is_ok_and(|value| value.trim() != "0")
+                })
         })
     }
 
@@ -142,7 +145,10 @@ impl Netns {
                 SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
                 SockProtocol::NetlinkRoute,
             )?;
-            bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
+            bind(
+                std::os::fd::AsRawFd::as_raw_fd(&socket),
+                &NetlinkAddr::new(0, ADDRESS_GROUPS),
+            )?;
             Ok(socket)
         })?
     }

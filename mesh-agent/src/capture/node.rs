@@ -77,6 +77,14 @@ pub struct Capture {
     state: Mutex<State>,
 }
 
+/// What was set up before anything was loaded.
+struct Started {
+    cgroup2: Cgroup2,
+    agent_cgroup: AgentCgroup,
+    dir: NodeDir,
+    run: Run,
+}
+
 /// What changes while the agent runs.
 #[derive(Default)]
 struct State {
@@ -86,7 +94,9 @@ struct State {
 
 impl std::fmt::Debug for Capture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Capture").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Capture")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -105,22 +115,32 @@ impl Capture {
         let dir = NodeDir::open(&options.bpffs_dir)?;
         let agent_cgroup = AgentCgroup::settle(&cgroup2, &options.node_name)?;
         let run = dir.start_run()?;
-        let loaded = Self::load_into(options, cgroup2, agent_cgroup, dir, run.clone());
-        if loaded.is_err() {
-            let _ = run.remove();
-        }
-        loaded
+        let started = Started {
+            cgroup2,
+            agent_cgroup,
+            dir,
+            run,
+        };
+        Self::load_into(options, started)
     }
 
-    fn load_into(
-        options: CaptureOptions,
-        cgroup2: Cgroup2,
-        agent_cgroup: AgentCgroup,
-        dir: NodeDir,
-        run: Run,
-    ) -> Result<Self, CaptureError> {
-        let mut object = NodeObject::load(Some(&run.maps()))?;
-        let delivery = object.attach_agent(agent_cgroup.file())?;
+    fn load_into(options: CaptureOptions, started: Started) -> Result<Self, CaptureError> {
+        let loaded = NodeObject::load(Some(&started.run.maps()))
+            .and_then(|mut object| Ok((object.attach_agent(started.agent_cgroup.file())?, object)));
+        let (delivery, object) = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                let _ = started.run.remove();
+                started.agent_cgroup.leave();
+                return Err(error);
+            }
+        };
+        let Started {
+            cgroup2,
+            agent_cgroup,
+            dir,
+            run,
+        } = started;
         let capture = Self {
             flows: Arc::new(KernelFlows {
                 handoff: Table::new(object.map(maps::HANDOFF)?),
@@ -139,7 +159,12 @@ impl Capture {
             dir,
             run,
         };
-        let left: usize = capture.dir.leftovers(&capture.run).iter().map(|run| run.pods().len()).sum();
+        let left: usize = capture
+            .dir
+            .leftovers(&capture.run)
+            .iter()
+            .map(|run| run.pods().len())
+            .sum();
         info!(
             dir = %capture.dir.path().display(),
             cgroup2 = %capture.cgroup2.mount.display(),
@@ -205,14 +230,23 @@ impl Capture {
         let cookie = netns.cookie();
         let slot = free_slot(state).ok_or(EnrolError::Full)?;
         let listeners = make_listeners(&netns, server.workers())?;
-        let undo = Undo { capture: self, cookie, slot };
+        let undo = Undo {
+            capture: self,
+            cookie,
+            slot,
+        };
         self.list(slot, &listeners)?;
         self.put_own(cookie, &BTreeSet::new(), &interfaces.addresses)?;
         self.put_entry(spec, cookie, slot, server.workers())?;
-        let dir = self.run.make_pod(cookie).map_err(EnrolError::kernel("making the directory of its pins"))?;
+        let dir = self
+            .run
+            .make_pod(cookie)
+            .map_err(EnrolError::kernel("making the directory of its pins"))?;
         let pod = data_path_pod(spec, &netns, slot);
         server.serve(Arc::clone(&pod), listeners);
-        let attached = self.object().attach_pod(PodConst { netns: cookie }, netns.file(), cgroup.file(), &dir);
+        let attached =
+            self.object()
+                .attach_pod(PodConst { netns: cookie }, netns.file(), cgroup.file(), &dir);
         let links = attached.map_err(|(what, why)| {
             server.retire(&spec.uid);
             EnrolError::Kernel { what, why }
@@ -289,7 +323,10 @@ impl Capture {
         let Some(pod) = state.pods.get_mut(uid) else {
             return Ok(());
         };
-        let now = pod.netns.interfaces().map_err(EnrolError::kernel("reading its addresses"))?;
+        let now = pod
+            .netns
+            .interfaces()
+            .map_err(EnrolError::kernel("reading its addresses"))?;
         self.put_own(pod.netns.cookie(), &pod.own, &now.addresses)?;
         pod.own = now.addresses;
         Ok(())
@@ -303,9 +340,8 @@ impl Capture {
     /// The specs of the captured pods, and whether namespace and cgroup are still the ones that their paths lead to.
     pub(super) fn captured(&self) -> BTreeMap<WorkloadUid, (PodSpec, bool)> {
         let state = self.state();
-        let entry = |(uid, pod): (&WorkloadUid, &CapturedPod)| {
-            (uid.clone(), (pod.spec.clone(), pod.is_current()))
-        };
+        let entry =
+            |(uid, pod): (&WorkloadUid, &CapturedPod)| (uid.clone(), (pod.spec.clone(), pod.is_current()));
         state.pods.iter().map(entry).collect()
     }
 
@@ -348,7 +384,11 @@ impl Capture {
         for pod in pods.into_values() {
             self.let_go(pod, server);
         }
-        let delivery = self.delivery.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let delivery = self
+            .delivery
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         drop(delivery);
         if let Err(error) = self.dir.remove() {
             warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
@@ -367,11 +407,18 @@ impl Capture {
             workers: workers.clamp(1, MAX_WORKERS),
             flags: 0,
         };
-        self.pods.insert(&cookie, &entry).map_err(EnrolError::kernel("entering it into the map of pods"))
+        self.pods
+            .insert(&cookie, &entry)
+            .map_err(EnrolError::kernel("entering it into the map of pods"))
     }
 
     /// New addresses first: a moment with too many is harmless, one with too few is a loop.
-    fn put_own(&self, cookie: u64, before: &BTreeSet<IpAddr>, now: &BTreeSet<IpAddr>) -> Result<(), EnrolError> {
+    fn put_own(
+        &self,
+        cookie: u64,
+        before: &BTreeSet<IpAddr>,
+        now: &BTreeSet<IpAddr>,
+    ) -> Result<(), EnrolError> {
         let key = |ip: &IpAddr| OwnKey {
             netns: cookie,
             addr: Addr::from_ip(*ip),
@@ -458,9 +505,10 @@ fn free_slot(state: &State) -> Option<u32> {
 /// When an agent of this node is running, or a pin cannot be removed.
 pub fn unload(options: &CaptureOptions) -> Result<usize, CaptureError> {
     let removed = match NodeDir::open_existing(&options.bpffs_dir)? {
-        Some(dir) => dir
-            .remove()
-            .map_err(CaptureError::io(format!("removing {}", options.bpffs_dir.display())))?,
+        Some(dir) => dir.remove().map_err(CaptureError::io(format!(
+            "removing {}",
+            options.bpffs_dir.display()
+        )))?,
         None => 0,
     };
     if let Ok(cgroup2) = Cgroup2::find(options.cgroup_root.as_deref()) {

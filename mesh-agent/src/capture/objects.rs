@@ -150,7 +150,9 @@ fn attach_lookup(pins: &Path, pod: PodConst, netns: &File) -> Result<FdLink, Ref
         let mut bpf = loader(Some(pins))
             .override_global(programs::POD_CONST, &pod, true)
             .load(object)?;
-        let program = bpf.program_mut(programs::SK_LOOKUP).ok_or("it is not in the object")?;
+        let program = bpf
+            .program_mut(programs::SK_LOOKUP)
+            .ok_or("it is not in the object")?;
         let program: &mut SkLookup = program.try_into()?;
         program.load()?;
         let id = program.attach(netns)?;

@@ -119,7 +119,11 @@ fn judge(spec: &PodSpec, facts: &Facts<'_>) -> Result<(), EnrolError> {
             interfaces: facts.interfaces.up.iter().cloned().collect(),
         });
     }
-    match spec.addresses.iter().find(|ip| !facts.interfaces.addresses.contains(ip)) {
+    match spec
+        .addresses
+        .iter()
+        .find(|ip| !facts.interfaces.addresses.contains(ip))
+    {
         Some(ip) => Err(EnrolError::AddressMissing(*ip)),
         None => Ok(()),
     }
@@ -132,9 +136,9 @@ pub(super) fn make_listeners(netns: &Netns, workers: usize) -> Result<Vec<Listen
         .into_iter()
         .flat_map(|role| (0..workers).map(move |worker| (role, worker)))
         .collect();
-    let sockets: Vec<Socket> = netns
-        .listeners(places.len())
-        .map_err(EnrolError::kernel("making listeners in its network namespace (is its loopback up?)"))?;
+    let sockets: Vec<Socket> = netns.listeners(places.len()).map_err(EnrolError::kernel(
+        "making listeners in its network namespace (is its loopback up?)",
+    ))?;
     let listener = |((role, worker), socket): ((Role, usize), Socket)| Listener {
         role,
         worker,

@@ -85,12 +85,14 @@ pub struct LinkStatus {
 impl Capture {
     /// What is in the kernel now. Walks the maps: not for the data path.
     pub fn status(&self) -> CaptureStatus {
+        // The lock is taken again below: let it go first.
+        let programs = programs(&self.object());
         CaptureStatus {
             node: self.options.node_name.clone(),
             bpffs: self.options.bpffs_dir.clone(),
             cgroup2: self.cgroup2.mount.clone(),
             agent_cgroup: self.agent_cgroup.path().to_owned(),
-            programs: programs(&self.object()),
+            programs,
             maps: self.map_fill(),
             counters: self.counters(),
             pods: self.each_pod(describe),
@@ -111,7 +113,11 @@ impl Capture {
             fill(maps::PODS, self.pods.keys().map(|k| k.len()), MAX_PODS),
             fill(maps::OWN, self.own.keys().map(|k| k.len()), MAX_OWN),
             fill(maps::HANDOFF, flows.handoff.keys().map(|k| k.len()), MAX_FLOWS),
-            fill(maps::DELIVERIES, flows.deliveries.keys().map(|k| k.len()), MAX_FLOWS),
+            fill(
+                maps::DELIVERIES,
+                flows.deliveries.keys().map(|k| k.len()),
+                MAX_FLOWS,
+            ),
             fill(maps::LISTENERS, self.listeners.keys().map(|k| k.len()), LISTENERS),
         ]
         .into_iter()
@@ -122,7 +128,9 @@ impl Capture {
     /// The counters of the programs by name, over all CPUs and pods. Zero where they cannot be read.
     pub fn counters(&self) -> BTreeMap<&'static str, u64> {
         let object = self.object();
-        let array = object.view(maps::COUNTERS).and_then(|map| PerCpuArray::<_, u64>::try_from(map).ok());
+        let array = object
+            .view(maps::COUNTERS)
+            .and_then(|map| PerCpuArray::<_, u64>::try_from(map).ok());
         let total = |counter: Counter| {
             let values = array.as_ref()?.get(&(counter as u32), 0).ok()?;
             Some(values.iter().sum())

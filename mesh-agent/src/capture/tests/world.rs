@@ -73,12 +73,31 @@ impl World {
         let (pod, peer) = (world.pod_name(), world.peer_name());
         ip(&["netns", "add", &pod]);
         ip(&["netns", "add", &peer]);
-        ip(&["-n", &pod, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer]);
+        ip(&[
+            "-n", &pod, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer,
+        ]);
         for (netns, host) in [(&pod, 1), (&peer, 2)] {
             ip(&["-n", netns, "link", "set", "lo", "up"]);
             ip(&["-n", netns, "link", "set", "eth0", "up"]);
-            ip(&["-n", netns, "addr", "add", &format!("198.18.77.{host}/24"), "dev", "eth0"]);
-            ip(&["-n", netns, "addr", "add", &format!("2001:db8:77::{host}/64"), "dev", "eth0", "nodad"]);
+            ip(&[
+                "-n",
+                netns,
+                "addr",
+                "add",
+                &format!("198.18.77.{host}/24"),
+                "dev",
+                "eth0",
+            ]);
+            ip(&[
+                "-n",
+                netns,
+                "addr",
+                "add",
+                &format!("2001:db8:77::{host}/64"),
+                "dev",
+                "eth0",
+                "nodad",
+            ]);
         }
         ip(&["-n", &pod, "route", "add", "default", "via", "198.18.77.2"]);
         ip(&["-n", &pod, "route", "add", "default", "via", "2001:db8:77::2"]);
@@ -98,7 +117,10 @@ impl World {
     }
 
     pub(super) fn late_path(&self) -> String {
-        std::env::temp_dir().join(format!("{}-late", self.name)).display().to_string()
+        std::env::temp_dir()
+            .join(format!("{}-late", self.name))
+            .display()
+            .to_string()
     }
 
     pub(super) fn link_late(&self) {
@@ -170,14 +192,22 @@ impl World {
             fs::metadata(format!("/run/netns/{}", self.pod_name())).map_or(0, |meta| meta.ino())
         };
         let links = shown(&["link", "show"]);
-        let on_netns = links.lines().filter(|line| line.contains(&format!("netns_ino {inode} ")));
-        on_cgroup.chain(on_netns).map(|line| line.trim().to_owned()).collect()
+        let on_netns = links
+            .lines()
+            .filter(|line| line.contains(&format!("netns_ino {inode} ")));
+        on_cgroup
+            .chain(on_netns)
+            .map(|line| line.trim().to_owned())
+            .collect()
     }
 
     fn tear_down(&self) {
         let _ = fs::remove_file(self.late_path());
         for netns in [self.pod_name(), self.peer_name()] {
-            let _ = Command::new("ip").args(["netns", "del", &netns]).stderr(Stdio::null()).status();
+            let _ = Command::new("ip")
+                .args(["netns", "del", &netns])
+                .stderr(Stdio::null())
+                .status();
         }
         let mut options = CaptureOptions::new(&self.name, WORKERS);
         options.bpffs_dir.clone_from(&self.bpffs);
@@ -197,7 +227,11 @@ impl Drop for World {
 
 fn ip(args: &[&str]) {
     let output = Command::new("ip").args(args).output().unwrap();
-    assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "ip {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// An application in the pod.
@@ -212,6 +246,11 @@ impl App {
     pub(super) fn run(&mut self, code: &str) {
         let answer = self.ask('!', code);
         assert_eq!(answer, "None", "{code}");
+    }
+
+    /// Runs statements; `None` where they went well.
+    pub(super) fn attempt(&mut self, code: &str) -> String {
+        self.ask('!', code)
     }
 
     /// The value of an expression, as Python writes it.
@@ -255,7 +294,9 @@ impl Agent {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let fill = self.capture.map_fill();
-            let flows = fill.iter().filter(|map| matches!(map.name, "HANDOFF" | "DELIVERIES"));
+            let flows = fill
+                .iter()
+                .filter(|map| matches!(map.name, "HANDOFF" | "DELIVERIES"));
             let left: usize = flows.map(|map| map.entries).sum();
             if left == 0 {
                 return;
@@ -271,7 +312,11 @@ impl Agent {
         assert_eq!(world.links(), Vec::<String>::new());
         assert!(!world.bpffs.exists(), "{} stays", world.bpffs.display());
         let own = self.capture.status().agent_cgroup;
-        assert!(!own.ends_with(format!("mesh-agent-{}", world.name)) || !own.exists(), "{} stays", own.display());
+        assert!(
+            !own.ends_with(format!("mesh-agent-{}", world.name)) || !own.exists(),
+            "{} stays",
+            own.display()
+        );
     }
 }
 
