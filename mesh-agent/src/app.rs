@@ -2,7 +2,7 @@
 //!
 //! Start: the admin socket (one agent per socket), capture (before any socket of the data path), the CA, the configuration, the workers,
 //! the servers, and last the enrolment of pods. Stop: not ready any more, enrolment ends, connections drain, the pods are let go, the
-//! kernel is left as it was.
+//! kernel is left as it was. A start that fails leaves alone what a crashed agent had captured.
 
 mod certificates;
 mod checks;
@@ -10,6 +10,7 @@ mod view;
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -107,12 +108,20 @@ pub fn run(settings: &Settings, logging: &Logging) -> Result<(), AppError> {
     let socket = AdminSocket::bind(&settings.admin_socket)?;
     let config_dir = settings.config_dir.as_deref().ok_or(AppError::NoConfiguration)?;
     let runtime = control_runtime()?;
-    let _entered = runtime.enter();
-    let signals = Signals::new().map_err(start_error("signal handling"))?;
+    let signals = {
+        let _entered = runtime.enter();
+        Signals::new().map_err(start_error("signal handling"))?
+    };
     let capture = Arc::new(Capture::load(capture_options(settings))?);
-    let agent = Agent::start(settings, config_dir, capture, &runtime)?;
-    let served = runtime.block_on(agent.serve(settings, socket, signals, logging));
-    runtime.block_on(agent.stop(settings.drain));
+    let served = match Agent::start(settings, config_dir, capture.clone()) {
+        Ok(agent) => runtime.block_on(agent.run(settings, socket, signals, logging)),
+        Err(error) => Err(error),
+    };
+    if served.is_err() {
+        capture.abandon();
+    }
+    // Not by drop, which would wait for whatever still blocks a thread.
+    runtime.shutdown_timeout(SERVERS_END);
     served
 }
 
@@ -168,12 +177,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(
-        settings: &Settings,
-        config_dir: &std::path::Path,
-        capture: Arc<Capture>,
-        _runtime: &Runtime,
-    ) -> Result<Self, AppError> {
+    fn start(settings: &Settings, config_dir: &Path, capture: Arc<Capture>) -> Result<Self, AppError> {
         let ca = EmbeddedCa::open(&settings.ca_dir, &settings.trust_domain)?;
         let options = IdentityOptions {
             lifetime: settings.certificate_lifetime,
@@ -204,9 +208,9 @@ impl Agent {
         })
     }
 
-    /// Serves until a signal, then until connections have drained or a second signal comes.
-    async fn serve(
-        &self,
+    /// Runs to the end. An error means that it has not begun: no pod was captured.
+    async fn run(
+        self,
         settings: &Settings,
         socket: AdminSocket,
         mut signals: Signals,
@@ -239,6 +243,7 @@ impl Agent {
         })
         .await;
         servers.shutdown().await;
+        self.release().await;
         Ok(())
     }
 
@@ -302,11 +307,7 @@ impl Agent {
     }
 
     /// Lets the pods go and leaves the kernel as it was.
-    async fn stop(self, _drain: Duration) {
-        self.stopping.cancel();
-        self.drained.cancel();
-        // After a failed start they have not been told yet.
-        self.workers.shutdown(Duration::ZERO).await;
+    async fn release(self) {
         let (capture, workers) = (self.capture.clone(), self.workers.clone());
         let stopped = tokio::task::spawn_blocking(move || capture.stop(&*workers)).await;
         match stopped {

@@ -24,8 +24,8 @@ pub(super) async fn keep(
         versions.mark_unchanged();
         let wanted = local_identities(&snapshots.load());
         identities.retain(&wanted);
-        for id in wanted.difference(&asked).cloned() {
-            let identities = identities.clone();
+        for id in wanted.difference(&asked) {
+            let (identities, id) = (identities.clone(), id.clone());
             asking.spawn(async move { drop(identities.ensure(&id).await) });
         }
         asked = wanted;

@@ -79,10 +79,15 @@ impl AgentView {
 
 fn map_fill(map: capture::MapStatus) -> MapFill {
     MapFill {
+        entries: entries(&map),
         name: map.name.to_owned(),
-        entries: Some(map.entries as u64),
         capacity: map.max_entries as u64,
     }
+}
+
+/// The listeners' map is an array of sockets: the kernel lists every place of it, taken or not.
+fn entries(map: &capture::MapStatus) -> Option<u64> {
+    (map.name != mesh_common::maps::LISTENERS).then_some(map.entries as u64)
 }
 
 impl View for AgentView {
@@ -334,8 +339,8 @@ fn bpf(status: CaptureStatus) -> Bpf {
         shadowed_ports: pod.shadowed_ports.into_iter().collect(),
     };
     let map = |map: capture::MapStatus| BpfMap {
+        entries: entries(&map),
         name: map.name.to_owned(),
-        entries: Some(map.entries as u64),
         capacity: map.max_entries as u64,
     };
     let program = |program: capture::ProgramStatus| BpfProgram {

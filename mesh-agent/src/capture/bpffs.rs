@@ -87,12 +87,7 @@ impl NodeDir {
 
     /// Starts a new run beside whatever earlier runs have left.
     pub(super) fn start_run(&self) -> Result<Run, CaptureError> {
-        let last = self
-            .runs()
-            .iter()
-            .filter_map(|run| number(run))
-            .max()
-            .unwrap_or(0);
+        let last = self.runs().iter().filter_map(number).max().unwrap_or(0);
         let run = Run {
             path: self.path.join(format!("run-{}", last + 1)),
         };

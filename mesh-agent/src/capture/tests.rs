@@ -297,6 +297,65 @@ fn failed_and_reset_connections_leave_no_entries() {
     agent.stop_clean(&world);
 }
 
+/// `MESH_SOAK=<n>` connections of each kind; a few without.
+#[test]
+fn thousands_of_connections_of_all_kinds_leave_the_flow_maps_empty() {
+    let Some(world) = privileged("soak") else { return };
+    let agent = world.agent();
+    agent.enrol(&world).unwrap();
+    let pod = agent.server.pod();
+    let rounds: usize = std::env::var("MESH_SOAK")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(500);
+    let mut app = world.app();
+    app.run("rst = struct.pack('ii', 1, 0)");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (taken, missed) = std::thread::scope(|scope| {
+        let agent_side = scope.spawn(|| {
+            let (mut taken, mut missed) = (0, 0);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let Some((client, accepted)) = agent.server.try_accept(Role::Outbound) else {
+                    std::thread::sleep(Duration::from_micros(200));
+                    continue;
+                };
+                // A connection that was reset in the queue has no local port any more.
+                let Ok(local) = accepted.local_addr() else {
+                    continue;
+                };
+                match agent
+                    .capture
+                    .flows()
+                    .take_destination(&pod, client, local)
+                    .unwrap()
+                {
+                    Some(_) => taken += 1,
+                    None => missed += 1,
+                }
+            }
+            (taken, missed)
+        });
+        let done = app.attempt(&format!(
+            "for i in range({rounds}):
+  s = socket.create_connection(('198.18.77.200', 80)); s.close()
+  s = socket.create_connection(('203.0.113.7', 80)); s.setsockopt(1, 13, rst); s.close()
+  s = socket.create_connection(('2001:db8:99::1', 80)); s.shutdown(1); s.recv(1); s.close()"
+        ));
+        std::thread::sleep(Duration::from_millis(300));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(done, "None");
+        agent_side.join().unwrap()
+    });
+    println!("{taken} taken, {missed} reset before they were taken");
+    assert!(
+        taken >= 2 * rounds,
+        "every connection that was not reset is taken: {taken}"
+    );
+    assert!(missed <= rounds);
+    agent.expect_empty_maps();
+    agent.stop_clean(&world);
+}
+
 #[test]
 fn what_cannot_be_captured_is_refused_and_udp_passes() {
     let Some(world) = privileged("refused") else {

@@ -208,7 +208,11 @@ async fn host_checks() -> Checks {
 fn without_agent(error: &CtlError, mut host: Checks) -> Checks {
     host.checks.push(Check {
         name: "agent".to_owned(),
-        level: Level::Warn,
+        // An agent that is there and does not answer is worse than none.
+        level: match error {
+            CtlError::Timeout { .. } => Level::Fail,
+            _ => Level::Warn,
+        },
         detail: error.to_string(),
         hint: Some("only the host was checked".to_owned()),
     });

@@ -17,16 +17,18 @@ fn table(header: &[&str]) -> Table {
     table
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(WIDTH)
-        .set_header(header);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+        .set_width(WIDTH);
+    if !header.is_empty() {
+        table.set_header(header);
     }
     table
 }
 
-/// Lines without the blanks that padding leaves at their ends.
-fn text(table: &Table) -> String {
+/// Columns two blanks apart, without blanks at the ends of lines.
+fn text(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     table
         .lines()
         .map(|line| line.trim_end().to_owned() + "\n")
@@ -108,7 +110,7 @@ pub(super) fn status(status: &Status) -> String {
                 .unwrap_or_default()
         ),
     );
-    text(&table)
+    text(table)
 }
 
 /// `meshctl workloads`.
@@ -152,7 +154,7 @@ pub(super) fn workloads(workloads: &Workloads) -> String {
             w.mtls.clone(),
         ]);
     }
-    text(&table) + &reasons(&workloads.workloads)
+    text(table) + &reasons(&workloads.workloads)
 }
 
 /// Why workloads are refused or not captured, below the table: sentences do not fit into columns.
@@ -201,7 +203,7 @@ pub(super) fn connections(connections: &Connections) -> String {
             format!("{} req\n{} resp", bytes(c.received_bytes), bytes(c.sent_bytes)),
         ]);
     }
-    text(&table)
+    text(table)
 }
 
 /// Workload, address and identity, a line each.
@@ -222,14 +224,7 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
     if certificates.certificates.is_empty() {
         return "No local identities: no enrolled pod is on this node.".to_owned();
     }
-    let mut table = table(&[
-        "IDENTITY",
-        "STATE",
-        "NOT BEFORE",
-        "NOT AFTER",
-        "ENDS IN",
-        "RENEWED",
-    ]);
+    let mut table = table(&["IDENTITY", "STATE", "NOT BEFORE", "NOT AFTER", "ENDS IN"]);
     let mut errors = String::new();
     for c in &certificates.certificates {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
@@ -253,7 +248,7 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
             errors += &format!("\n{}: {error}", c.identity);
         }
     }
-    text(&table) + &errors
+    text(table) + &errors
 }
 
 /// `meshctl bpf`.
@@ -307,10 +302,10 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
         bpf.bpffs,
         bpf.cgroup2,
         bpf.agent_cgroup,
-        text(&pods),
-        text(&maps),
-        text(&events),
-        text(&programs),
+        text(pods),
+        text(maps),
+        text(events),
+        text(programs),
     )
 }
 
@@ -330,9 +325,9 @@ pub(super) fn checks(checks: &Checks) -> String {
         table.add_row([level, &check.name, &found]);
     }
     let count = |level| checks.checks.iter().filter(|check| check.level == level).count();
-    let mut out = text(&table);
+    let mut out = text(table);
     out += &format!(
-        "\n{} ok, {} warnings, {} failed\n",
+        "\n{} ok, {} to look at, {} failed\n",
         count(Level::Ok),
         count(Level::Warn),
         count(Level::Fail)
@@ -343,7 +338,7 @@ pub(super) fn checks(checks: &Checks) -> String {
             limits.add_row(["-", limit]);
         }
         out += "\nWhat capture does not see:\n";
-        out += &text(&limits);
+        out += &text(limits);
     }
     out
 }

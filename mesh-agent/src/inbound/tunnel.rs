@@ -15,11 +15,11 @@ use tokio::net::TcpStream;
 
 use super::deliver;
 use crate::identity;
-use crate::telemetry::connections::{
-    ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security,
-};
+use crate::telemetry::connections::{ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security};
 use crate::tunnel::copy::{self, CopyError, Side};
-use crate::tunnel::{AppStream, Carried, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers};
+use crate::tunnel::{
+    AppStream, Carried, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers,
+};
 
 /// The other agent, on behalf of the workload that it proved to be.
 struct Peer {

@@ -9,6 +9,8 @@ mod ledger;
 mod publisher;
 mod scan;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;

@@ -130,3 +130,6 @@ async fn ready(State(facts): State<FactsSource>) -> Response {
 async fn live() -> &'static str {
     "live\n"
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,10 @@ pub struct Carried {
 impl Carried {
     /// Watches over `connection`.
     pub fn new(connection: Connection) -> Self {
-        Self { connection, done: false }
+        Self {
+            connection,
+            done: false,
+        }
     }
 
     /// Where the copy loops count its bytes.

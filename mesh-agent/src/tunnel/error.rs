@@ -7,8 +7,8 @@ use std::time::Duration;
 use mesh_core::model::SpiffeId;
 use thiserror::Error;
 
-use crate::identity::reason;
 use super::Carried;
+use crate::identity::reason;
 use crate::telemetry::connections::ResponseFlag;
 
 /// Why there is no connection to carry bytes over. Cloned to everybody who waited for the same dial.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 /// Silence after which a peer off the node is asked whether it still lives.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
@@ -29,6 +30,11 @@ impl AppStream {
     /// The socket.
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Its two directions.
+    pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        self.tcp.split()
     }
 
     /// The two ends, peer first, IPv4 never in its v4-mapped form.

@@ -161,9 +161,11 @@ mod tests {
         }
     }
 
+    type Labels = &'static [(&'static str, &'static str)];
+
     #[test]
     fn our_label_wins_over_istios_and_strange_values_are_named() {
-        let table: &[(&[(&str, &str)], Option<Wish>, usize)] = &[
+        let table: &[(Labels, Option<Wish>, usize)] = &[
             (&[], None, 0),
             (&[(DATAPLANE, "enabled")], Some(Wish::Enabled), 0),
             (&[(DATAPLANE_MODE, "ambient")], Some(Wish::Enabled), 0),

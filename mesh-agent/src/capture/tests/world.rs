@@ -248,6 +248,11 @@ impl App {
         assert_eq!(answer, "None", "{code}");
     }
 
+    /// Runs statements; `None` where they went well.
+    pub(super) fn attempt(&mut self, code: &str) -> String {
+        self.ask('!', code)
+    }
+
     /// The value of an expression, as Python writes it.
     pub(super) fn eval(&mut self, code: &str) -> String {
         self.ask('=', code)

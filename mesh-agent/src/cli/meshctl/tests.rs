@@ -72,6 +72,14 @@ fn a_check_without_an_agent_keeps_the_hosts_findings_and_says_so() {
         }],
         limits: vec!["UDP".into()],
     };
+    let hung = CtlError::Timeout {
+        path: "/a.sock".into(),
+        seconds: 10,
+    };
+    assert!(
+        without_agent(&hung, Checks::default()).failed(),
+        "an agent that hangs"
+    );
     let error = CtlError::Client(ClientError::Absent {
         path: "/a.sock".into(),
     });

@@ -296,7 +296,7 @@ fn checks_show_hints_counts_and_limits() {
     for part in [
         "FAIL",
         "-> mount -t cgroup2 none /sys/fs/cgroup/unified",
-        "1 ok, 0 warnings, 1 failed",
+        "1 ok, 0 to look at, 1 failed",
         "What capture does not see:",
     ] {
         assert!(narrow(&text).contains(part), "{part} is missing in\n{text}");

@@ -6,17 +6,20 @@
 mod downlink;
 mod uplink;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::Shutdown;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use socket2::SockRef;
 use thiserror::Error;
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 
 use super::{AppStream, Pressure};
 use crate::telemetry::connections::{ByteCounts, ResponseFlag};
@@ -143,7 +146,21 @@ struct App<'a> {
     side: Side,
 }
 
-impl App<'_> {
+impl<'a> App<'a> {
+    fn client(tcp: &'a TcpStream) -> Self {
+        Self {
+            tcp,
+            side: Side::Client,
+        }
+    }
+
+    fn server(tcp: &'a TcpStream) -> Self {
+        Self {
+            tcp,
+            side: Side::Server,
+        }
+    }
+
     fn failed(&self, error: io::Error) -> CopyError {
         CopyError::AppReset {
             side: self.side,
@@ -184,17 +201,21 @@ pub async fn aborted(app: &AppStream, side: Side) -> CopyError {
 /// # Errors
 /// See [`CopyError`].
 pub async fn carry(
-    app: AppStream,
+    mut app: AppStream,
     side: Side,
     mut send: SendStream<Bytes>,
     opened: impl Future<Output = Result<RecvStream, CopyError>>,
     pressure: &Arc<Pressure>,
     counts: &ByteCounts,
 ) -> Result<(), CopyError> {
-    let end = App { tcp: app.tcp(), side };
     let outcome = {
+        let (mut from, to) = app.split();
+        let end = App {
+            tcp: to.as_ref(),
+            side,
+        };
         let both = async {
-            tokio::try_join!(uplink::run(end, &mut send, pressure, counts), async {
+            tokio::try_join!(uplink::run(end, &mut from, &mut send, pressure, counts), async {
                 downlink::run(end, opened.await?, counts).await
             },)
         };
@@ -222,66 +243,86 @@ pub async fn carry(
 ///
 /// # Errors
 /// [`CopyError::AppReset`], of either side.
-pub async fn splice(client: AppStream, server: AppStream, counts: &ByteCounts) -> Result<(), CopyError> {
-    let (from, to) = (
-        App {
-            tcp: client.tcp(),
-            side: Side::Client,
-        },
-        App {
-            tcp: server.tcp(),
-            side: Side::Server,
-        },
-    );
-    tokio::select! {
-        biased;
-        outcome = async { tokio::try_join!(pump(from, to, counts), pump(to, from, counts)) } => outcome.map(|_| ()),
-        error = from.aborted() => Err(error),
-        error = to.aborted() => Err(error),
-    }?;
+pub async fn splice(
+    mut client: AppStream,
+    mut server: AppStream,
+    counts: &ByteCounts,
+) -> Result<(), CopyError> {
+    {
+        let (mut from_client, to_client) = client.split();
+        let (mut from_server, to_server) = server.split();
+        let (near, far) = (App::client(to_client.as_ref()), App::server(to_server.as_ref()));
+        let both = async {
+            tokio::try_join!(
+                pump(near, &mut from_client, far, counts),
+                pump(far, &mut from_server, near, counts),
+            )
+        };
+        tokio::select! {
+            biased;
+            outcome = both => outcome.map(|_| ()),
+            error = near.aborted() => Err(error),
+            error = far.aborted() => Err(error),
+        }?;
+    }
     client.finish();
     server.finish();
     Ok(())
 }
 
 /// One direction of [`splice`].
-async fn pump(from: App<'_>, to: App<'_>, counts: &ByteCounts) -> Result<(), CopyError> {
+async fn pump(
+    from: App<'_>,
+    read: &mut ReadHalf<'_>,
+    to: App<'_>,
+    counts: &ByteCounts,
+) -> Result<(), CopyError> {
     let mut turn = Turn::default();
     loop {
-        from.tcp.readable().await.map_err(|e| from.failed(e))?;
-        let (bytes, rest) = match uplink::with_scratch(|scratch| relay(from, to, scratch))? {
-            Relayed::Nothing => continue,
-            Relayed::End => return to.end(),
-            Relayed::Bytes { read, rest } => (read, rest),
-        };
-        write_all(to, &rest).await?;
-        from.side.count_from(counts, bytes);
-        turn.took(bytes).await;
+        let relayed =
+            poll_fn(|cx| uplink::with_scratch(|scratch| relay(from, read, to, scratch, cx))).await?;
+        if relayed.read == 0 {
+            return to.end();
+        }
+        write_all(to, &relayed.rest).await?;
+        from.side.count_from(counts, relayed.read);
+        turn.took(relayed.read).await;
     }
 }
 
 /// What one read and one write did.
-enum Relayed {
-    Nothing,
-    End,
-    Bytes { read: usize, rest: Vec<u8> },
+struct Relayed {
+    read: usize,
+    /// What was read and could not be written.
+    rest: Vec<u8>,
 }
 
-fn relay(from: App<'_>, to: App<'_>, scratch: &mut [u8]) -> Result<Relayed, CopyError> {
-    let read = match from.tcp.try_read(scratch) {
-        Ok(0) => return Ok(Relayed::End),
-        Ok(read) => read,
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Relayed::Nothing),
-        Err(e) => return Err(from.failed(e)),
-    };
-    let bytes = scratch.get(..read).unwrap_or_default();
+fn relay(
+    from: App<'_>,
+    read: &mut ReadHalf<'_>,
+    to: App<'_>,
+    scratch: &mut [u8],
+    cx: &mut Context<'_>,
+) -> Poll<Result<Relayed, CopyError>> {
+    let mut buffer = ReadBuf::new(scratch);
+    ready!(Pin::new(read).poll_read(cx, &mut buffer)).map_err(|e| from.failed(e))?;
+    let bytes = buffer.filled();
+    if bytes.is_empty() {
+        return Poll::Ready(Ok(Relayed {
+            read: 0,
+            rest: Vec::new(),
+        }));
+    }
     let written = match to.tcp.try_write(bytes) {
         Ok(written) => written,
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(e) => return Err(to.failed(e)),
+        Err(e) => return Poll::Ready(Err(to.failed(e))),
     };
     let rest = bytes.get(written..).unwrap_or_default().to_vec();
-    Ok(Relayed::Bytes { read, rest })
+    Poll::Ready(Ok(Relayed {
+        read: bytes.len(),
+        rest,
+    }))
 }
 
 async fn write_all(to: App<'_>, mut rest: &[u8]) -> Result<(), CopyError> {

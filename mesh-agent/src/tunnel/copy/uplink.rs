@@ -3,12 +3,15 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::SendStream;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::net::tcp::ReadHalf;
 
 use super::{App, CopyError, Turn};
 use crate::telemetry::connections::ByteCounts;
@@ -37,6 +40,7 @@ pub(super) fn with_scratch<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
 /// Carries what the application sends until it ends its direction.
 pub(super) async fn run(
     app: App<'_>,
+    from: &mut ReadHalf<'_>,
     send: &mut SendStream<Bytes>,
     pressure: &Arc<Pressure>,
     counts: &ByteCounts,
@@ -44,39 +48,50 @@ pub(super) async fn run(
     let mut turn = Turn::default();
     let mut reader = Reader { bulk: false };
     loop {
-        readable(app, send).await?;
-        let room = capacity(send, reader.want(), pressure).await?;
-        let data = match reader.read(app, room)? {
-            Read::Nothing => {
-                // What was reserved for us goes back to the streams that need it.
-                send.reserve_capacity(0);
-                continue;
-            }
-            Read::End => {
-                send.reserve_capacity(0);
-                return Ok(send.send_data(Bytes::new(), true)?);
-            }
-            Read::Data(data) => data,
-        };
+        let data = next(app, &mut reader, from, send).await?;
+        if data.is_empty() {
+            return Ok(send.send_data(data, true)?);
+        }
         let bytes = data.len();
-        pressure.sent(bytes);
-        send.send_data(data, false)?;
-        send.reserve_capacity(0);
+        send_all(data, send, pressure).await?;
         app.side.count_from(counts, bytes);
         turn.took(bytes).await;
     }
 }
 
-/// Waits until the application has something to say, or the peer resets the stream.
-async fn readable(app: App<'_>, send: &mut SendStream<Bytes>) -> Result<(), CopyError> {
-    tokio::select! {
-        biased;
-        readable = app.tcp.readable() => readable.map_err(|e| app.failed(e)),
-        reset = poll_fn(|cx| send.poll_reset(cx)) => Err(match reset {
-            Ok(reason) => CopyError::StreamReset(reason),
-            Err(error) => error.into(),
-        }),
+/// The next bytes of the application, none at their end; unless the peer resets the stream.
+async fn next(
+    app: App<'_>,
+    reader: &mut Reader,
+    from: &mut ReadHalf<'_>,
+    send: &mut SendStream<Bytes>,
+) -> Result<Bytes, CopyError> {
+    poll_fn(|cx| {
+        if let Poll::Ready(read) = reader.poll_read(from, cx) {
+            return Poll::Ready(read.map_err(|e| app.failed(e)));
+        }
+        match ready!(send.poll_reset(cx)) {
+            Ok(reason) => Poll::Ready(Err(CopyError::StreamReset(reason))),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    })
+    .await
+}
+
+/// Hands `data` to the tunnel as fast as the peer takes it. Window is asked for only while there is something to send: what one stream has
+/// reserved, its siblings cannot use.
+async fn send_all(
+    mut data: Bytes,
+    send: &mut SendStream<Bytes>,
+    pressure: &Arc<Pressure>,
+) -> Result<(), CopyError> {
+    while !data.is_empty() {
+        let room = capacity(send, data.len(), pressure).await?;
+        pressure.sent(room);
+        send.send_data(data.split_to(room), false)?;
     }
+    send.reserve_capacity(0);
+    Ok(())
 }
 
 /// Waits until the peer takes up to `want` bytes more; how many. A long wait is told to the connection's pool.
@@ -117,7 +132,7 @@ async fn granted(send: &mut SendStream<Bytes>) -> Result<usize, CopyError> {
 }
 
 /// Why a stream takes no data any more.
-fn reset_reason(send: &mut SendStream<Bytes>, cx: &mut std::task::Context<'_>) -> CopyError {
+fn reset_reason(send: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> CopyError {
     match send.poll_reset(cx) {
         Poll::Ready(Ok(reason)) => CopyError::StreamReset(reason),
         Poll::Ready(Err(error)) => error.into(),
@@ -125,63 +140,37 @@ fn reset_reason(send: &mut SendStream<Bytes>, cx: &mut std::task::Context<'_>) -
     }
 }
 
-enum Read {
-    Nothing,
-    End,
-    Data(Bytes),
-}
-
 /// Reads with buffers that fit what the connection does: the worker's scratch buffer and an exact copy for small reads (so that many
-/// small writes in flight never pin big buffers), a buffer of its own for bulk.
+/// small writes in flight never pin big buffers), a buffer of its own for bulk. None is held while there is nothing to read.
 struct Reader {
     bulk: bool,
 }
 
 impl Reader {
-    fn want(&self) -> usize {
-        if self.bulk { BULK } else { SCRATCH }
-    }
-
-    fn read(&mut self, app: App<'_>, room: usize) -> Result<Read, CopyError> {
-        let outcome = if self.bulk && room >= SCRATCH {
-            read_own(app, room)
+    fn poll_read(&mut self, from: &mut ReadHalf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let outcome = if self.bulk {
+            read_own(from, cx)
         } else {
-            read_scratch(app, room)
+            read_scratch(from, cx)
         };
-        match outcome {
-            Ok(data) if data.is_empty() => Ok(Read::End),
-            Ok(data) => {
-                if data.len() >= SCRATCH {
-                    self.bulk = true;
-                } else if data.len() < room {
-                    self.bulk = false;
-                }
-                Ok(Read::Data(data))
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                self.bulk = false;
-                Ok(Read::Nothing)
-            }
-            Err(e) => Err(app.failed(e)),
-        }
+        self.bulk = matches!(&outcome, Poll::Ready(Ok(data)) if data.len() >= SCRATCH);
+        outcome
     }
 }
 
-fn read_scratch(app: App<'_>, room: usize) -> io::Result<Bytes> {
+fn read_scratch(from: &mut ReadHalf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
     with_scratch(|scratch| {
-        let len = room.min(scratch.len());
-        let into = scratch.get_mut(..len).unwrap_or_default();
-        let read = app.tcp.try_read(into)?;
-        Ok(Bytes::copy_from_slice(into.get(..read).unwrap_or_default()))
+        let mut buffer = ReadBuf::new(scratch);
+        ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(Bytes::copy_from_slice(buffer.filled())))
     })
 }
 
-fn read_own(app: App<'_>, room: usize) -> io::Result<Bytes> {
-    use bytes::BufMut;
-    let mut buffer = BytesMut::with_capacity(room.min(BULK));
-    app.tcp.try_read_buf(&mut (&mut buffer).limit(room))?;
-    if buffer.len() * 2 < buffer.capacity() {
-        return Ok(Bytes::copy_from_slice(&buffer));
+fn read_own(from: &mut ReadHalf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut buffer = BytesMut::with_capacity(BULK);
+    let read = ready!(std::pin::pin!(from.read_buf(&mut buffer)).poll(cx))?;
+    if read * 2 < BULK {
+        return Poll::Ready(Ok(Bytes::copy_from_slice(&buffer)));
     }
-    Ok(buffer.freeze())
+    Poll::Ready(Ok(buffer.freeze()))
 }
