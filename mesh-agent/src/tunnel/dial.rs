@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::Socket;
@@ -51,11 +51,13 @@ pub fn from_source(socket: &Socket, source: IpAddr) -> io::Result<()> {
     socket.bind(&SocketAddr::new(source, 0).into())
 }
 
-/// The loopback address that a delivery to `destination` comes from. For IPv4 it is spread over 127/8 by the client's address, so
-/// that many clients of one port never use up the ports of one source address.
+/// The address within the pod that a delivery to `destination` comes from. For IPv4 it is one of 127/8, spread by the client's
+/// address, so that many clients of one port never use up the ports of one source address. For IPv6 it is the pod's own: to `::1` the
+/// kernel sends no reset from a socket that is not there (it routes it by the device that carries the address, not by loopback), so
+/// that a delivery to a port where nobody listens would time out instead of being refused.
 pub fn delivery_source(client: SocketAddr, destination: IpAddr) -> IpAddr {
     if destination.is_ipv6() {
-        return IpAddr::V6(Ipv6Addr::LOCALHOST);
+        return destination;
     }
     let mut hasher = DefaultHasher::new();
     client.hash(&mut hasher);
@@ -85,11 +87,9 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_delivery_comes_from_the_ipv6_loopback() {
+    fn an_ipv6_delivery_comes_from_the_pods_own_address() {
         let client: SocketAddr = "[2001:db8::2]:40000".parse().unwrap();
-        assert_eq!(
-            delivery_source(client, "2001:db8::1".parse().unwrap()),
-            IpAddr::V6(Ipv6Addr::LOCALHOST)
-        );
+        let destination = "2001:db8::1".parse().unwrap();
+        assert_eq!(delivery_source(client, destination), destination);
     }
 }
