@@ -56,6 +56,7 @@ class Connection:
         self.answers = []
         self.upstreams = {}
         self.gone = set()
+        self.last_goaway = None
 
     def opened(self, event):
         headers = dict(event.headers)
@@ -96,8 +97,12 @@ class Connection:
             self.goaway()
 
     def goaway(self):
-        # h2 offers no graceful GOAWAY (its close_connection ends the state machine), so the frame is written by hand: RFC 9113, 6.8.
-        last = max(self.streams)
+        # In two steps, as RFC 9113, 6.8 recommends: first "no more, please" with the highest id, then, when streams that were under way
+        # have arrived, the last one served. h2 offers no graceful GOAWAY (its close_connection ends the state machine): by hand.
+        self.send_goaway((1 << 31) - 1)
+        self.last_goaway = time.monotonic() + 1
+
+    def send_goaway(self, last):
         self.tunnel.wire += self.tunnel.h2.data_to_send()
         self.tunnel.wire += (8).to_bytes(3, "big") + b"\x07\x00" + bytes(4) + last.to_bytes(4, "big") + bytes(4)
         say("goaway", peer=self.peer, last=last)
@@ -158,6 +163,9 @@ class Connection:
             self.answers = [one for one in self.answers if one[1] not in due]
             for stream in due:
                 self.answer(stream)
+            if self.last_goaway and time.monotonic() > self.last_goaway:
+                self.last_goaway = None
+                self.send_goaway(max(self.streams))
             events, ready = self.tunnel.pump(0.02, list(self.upstreams.values()))
             for event in events:
                 self.take(event)
