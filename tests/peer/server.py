@@ -47,6 +47,7 @@ class Connection:
 
     def __init__(self, args, tls, peer):
         self.args = args
+        self.number = tls.getpeername()[1]
         self.peer = peer
         self.uris = hbone.uris(tls)
         self.tunnel = hbone.Tunnel(
@@ -57,12 +58,13 @@ class Connection:
         self.upstreams = {}
         self.gone = set()
         self.last_goaway = None
+        self.leaving = False
 
     def opened(self, event):
         headers = dict(event.headers)
         authority = headers.get(":authority", "")
         self.streams[event.stream_id] = {"authority": authority, "received": 0, "early": []}
-        say("stream", peer=self.peer, uris=self.uris, headers=headers, stream=event.stream_id)
+        say("stream", peer=self.peer, connection=self.number, uris=self.uris, headers=headers, stream=event.stream_id)
         if self.args.stall_port and authority.endswith(f":{self.args.stall_port}"):
             self.tunnel.stalled.add(event.stream_id)
         self.answers.append((time.monotonic() + self.args.answer_delay, event.stream_id))
@@ -93,7 +95,8 @@ class Connection:
         for event in early:
             self.take(event)
         opened = len(self.streams)
-        if self.args.goaway_after and opened == self.args.goaway_after:
+        if self.args.goaway_after and opened >= self.args.goaway_after and not self.leaving:
+            self.leaving = True
             self.goaway()
 
     def goaway(self):
@@ -105,7 +108,7 @@ class Connection:
     def send_goaway(self, last):
         self.tunnel.wire += self.tunnel.h2.data_to_send()
         self.tunnel.wire += (8).to_bytes(3, "big") + b"\x07\x00" + bytes(4) + last.to_bytes(4, "big") + bytes(4)
-        say("goaway", peer=self.peer, last=last)
+        say("goaway", peer=self.peer, connection=self.number, last=last)
 
     def take(self, event):
         stream = getattr(event, "stream_id", None)
