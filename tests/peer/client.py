@@ -121,15 +121,20 @@ class Run:
         self.report["flooded"] = [args.flood_bytes - tunnel.queued(one) for one in flooded]
         if args.ping:
             tunnel.h2.ping(b"8 bytes!")
-        for _ in range(args.streams):
-            stream = self.open(tunnel, args.authority)
-            self.streams[stream] = {"status": None, "headers": {}, "received": 0, "text": "", "end": None}
-            if not args.late:
-                self.feed(tunnel, stream)
-        while len(self.done) < len(self.streams) and time.monotonic() < end and not tunnel.closed:
+        while len(self.done) < args.streams and time.monotonic() < end and not tunnel.closed:
             for event in tunnel.pump(0.05)[0]:
                 self.report["stage"] = "h2"
                 self.take(tunnel, event)
+            # Once the server has said how many streams it allows at a time, no more than that.
+            if self.report["stage"] == "h2":
+                allowed = tunnel.h2.remote_settings.max_concurrent_streams
+                while len(self.streams) < args.streams and tunnel.h2.open_outbound_streams < allowed and not tunnel.goaway:
+                    stream = self.open(tunnel, args.authority)
+                    self.streams[stream] = {"status": None, "headers": {}, "received": 0, "text": "", "end": None}
+                    if not args.late:
+                        self.feed(tunnel, stream)
+        for _ in range(args.streams - len(self.streams)):
+            self.streams[len(self.streams) - args.streams] = {"status": None, "end": None, "received": 0, "text": ""}
         hold = time.monotonic() + args.hold
         while time.monotonic() < hold and not tunnel.closed:
             for event in tunnel.pump(0.05)[0]:

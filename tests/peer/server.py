@@ -55,11 +55,12 @@ class Connection:
         self.streams = {}
         self.answers = []
         self.upstreams = {}
+        self.gone = set()
 
     def opened(self, event):
         headers = dict(event.headers)
         authority = headers.get(":authority", "")
-        self.streams[event.stream_id] = {"authority": authority, "received": 0}
+        self.streams[event.stream_id] = {"authority": authority, "received": 0, "early": []}
         say("stream", peer=self.peer, uris=self.uris, headers=headers, stream=event.stream_id)
         if self.args.stall_port and authority.endswith(f":{self.args.stall_port}"):
             self.tunnel.stalled.add(event.stream_id)
@@ -67,6 +68,8 @@ class Connection:
 
     def answer(self, stream):
         status = self.args.status
+        if stream in self.gone:
+            return
         if headers_refused := status != 200:
             self.tunnel.h2.send_headers(stream, [(":status", str(status))], end_stream=True)
         elif self.args.mode == "upstream":
@@ -84,6 +87,10 @@ class Connection:
             self.tunnel.h2.send_headers(stream, [(":status", "200")])
         if not headers_refused and self.args.mode == "banner":
             self.tunnel.send(stream, self.args.text.encode())
+        # Data may follow the CONNECT at once, before its answer.
+        early, self.streams[stream]["early"] = self.streams[stream]["early"], None
+        for event in early:
+            self.take(event)
         opened = len(self.streams)
         if self.args.goaway_after and opened == self.args.goaway_after:
             self.goaway()
@@ -99,6 +106,10 @@ class Connection:
         stream = getattr(event, "stream_id", None)
         if isinstance(event, h2.events.RequestReceived):
             self.opened(event)
+        elif stream in self.streams and self.streams[stream]["early"] is not None and isinstance(
+            event, (h2.events.DataReceived, h2.events.StreamEnded)
+        ):
+            self.streams[stream]["early"].append(event)
         elif isinstance(event, h2.events.DataReceived) and stream in self.streams:
             self.data(stream, event.data)
         elif isinstance(event, h2.events.StreamEnded) and stream in self.streams:
@@ -108,6 +119,7 @@ class Connection:
                 self.upstreams[stream].shutdown(socket.SHUT_WR)
             say("end", peer=self.peer, stream=stream, end="eof", received=self.streams[stream]["received"])
         elif isinstance(event, h2.events.StreamReset) and stream in self.streams:
+            self.gone.add(stream)
             if stream in self.upstreams:
                 self.upstreams.pop(stream).close()
             say("end", peer=self.peer, stream=stream, end="reset", received=self.streams[stream]["received"])

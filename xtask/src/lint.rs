@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::deps;
 use crate::project::Project;
+use crate::report::Report;
 use crate::run;
 use crate::setup::{self, Part};
 
@@ -16,10 +17,11 @@ pub(crate) struct Args {}
 /// The verb.
 pub(crate) fn run(project: &Project, _args: &Args) -> Result<()> {
     setup::ensure(project, &[Part::Rust])?;
+    let mut report = Report::default();
     for (title, check) in CHECKS {
-        run::step(title, || check(project))?;
+        report.step(title, |_| check(project));
     }
-    Ok(())
+    report.finish()
 }
 
 /// One of the checks.

@@ -7,6 +7,7 @@ mod deps;
 mod e2e;
 mod lint;
 mod project;
+mod report;
 mod run;
 mod setup;
 mod stamp;

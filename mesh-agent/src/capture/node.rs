@@ -382,9 +382,17 @@ impl Capture {
     /// captured stay as they are, and go on refusing connections.
     pub fn abandon(&self) {
         let leftovers = self.dir.leftovers(&self.run);
-        let delivery = self.delivery.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let delivery = self
+            .delivery
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         drop(delivery);
-        let removed = if leftovers.is_empty() { self.dir.remove() } else { self.run.remove() };
+        let removed = if leftovers.is_empty() {
+            self.dir.remove()
+        } else {
+            self.run.remove()
+        };
         if let Err(error) = removed {
             warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
         }

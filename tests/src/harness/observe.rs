@@ -85,6 +85,10 @@ fn bpftool(args: &[&str]) -> Result<Value> {
     let text = run(&mut command, Duration::from_secs(10))
         .context("is bpftool installed?")?
         .success()?;
+    if text.trim().is_empty() {
+        // `bpftool cgroup show` of a cgroup without programs.
+        return Ok(Value::Null);
+    }
     serde_json::from_str(&text).with_context(|| format!("bpftool {}: {text}", args.join(" ")))
 }
 

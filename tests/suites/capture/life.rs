@@ -1,16 +1,37 @@
 //! The agent's life: what holds while it is away, what is left when it has gone, and what it refuses to start without.
 
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::{
-    Agent, App, Capture, KernelObjects, Manifests, Scene, WEB4, World, agent_binary, attached_to, run,
-    sockets, wait_for,
+    Agent, App, Capture, KernelObjects, Manifests, Output, Scene, WEB4, World, agent_binary, attached_to,
+    run, sockets, wait_for,
 };
 
 const CANARY: &str = "canary-while-the-agent-is-away";
+
+/// `mesh-agent unload` for a node.
+fn unload(scene: &Scene, node: &str) -> Result<Output> {
+    let mut unload = Command::new(agent_binary()?);
+    unload
+        .args(["unload", "--node-name", node, "--bpffs-dir"])
+        .arg(scene.world.bpffs().join(node));
+    run(&mut unload, Duration::from_secs(15))
+}
+
+/// Every file below `dir`.
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .flat_map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+            _ => vec![entry.path()],
+        })
+        .collect()
+}
 
 /// Waits until `agent` holds nothing of the kernel and nothing is pinned or attached.
 fn assert_gone(scene: &Scene, held: &KernelObjects, node: &str) -> Result<()> {
@@ -30,12 +51,7 @@ fn assert_gone(scene: &Scene, held: &KernelObjects, node: &str) -> Result<()> {
         }
     }
     let pins = scene.world.bpffs().join(node);
-    let left: Vec<_> = std::fs::read_dir(&pins)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
+    let left = files_below(&pins);
     assert!(left.is_empty(), "pins left: {left:?}");
     Ok(())
 }
@@ -164,21 +180,13 @@ fn unload_removes_what_a_killed_agent_left() -> Result<()> {
         !held.still_there()?.is_empty(),
         "a crash must leave capture in force"
     );
-    let mut unload = Command::new(agent_binary()?);
-    unload
-        .args(["unload", "--bpffs-dir"])
-        .arg(scene.world.bpffs().join("n1"));
-    run(&mut unload, Duration::from_secs(15))?.success()?;
+    unload(&scene, "n1")?.success()?;
     assert_gone(&scene, &held, "n1")?;
     let _outside = App::serve(&scene.visitor, "echo", 8080, &[])?;
     let report = scene.client.connect(scene.visitor.ip4(), 8080, "exchange", &[])?;
     assert_eq!(report.text, "ping\n", "{report:?}");
     // Unloading again finds nothing to do and says so with success.
-    let mut again = Command::new(agent_binary()?);
-    again
-        .args(["unload", "--bpffs-dir"])
-        .arg(scene.world.bpffs().join("n1"));
-    run(&mut again, Duration::from_secs(15))?.success().map(drop)
+    unload(&scene, "n1")?.success().map(drop)
 }
 
 #[test]
