@@ -11,7 +11,7 @@ use tracing::field::{DisplayValue, display};
 
 use super::connections::{ConnectionInfo, Failure, Live, Reporter, Security};
 
-/// The tracing target, for filters: `--log-level info,access=off`.
+/// The tracing target, for filters: `--log info,access=off`.
 pub(super) const TARGET: &str = "access";
 
 /// Writes the line of a connection that has just closed.
