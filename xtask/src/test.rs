@@ -14,7 +14,7 @@ use crate::setup::{self, Part};
 /// All of it needs root (network namespaces, cgroups, BPF). Goes on after a failure, and ends with a summary.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave out what needs root or a BPF toolchain: the end-to-end suites.
+    /// Leave out what needs root or a BPF toolchain: the end-to-end suites, and the unit tests that touch the kernel.
     #[arg(long)]
     unprivileged: bool,
 }
@@ -32,10 +32,13 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     for (title, check) in lint::CHECKS {
         report.step(title, |_| check(project));
     }
-    report.step("unit tests", |summaries| unit_tests(project, summaries));
-    if !args.unprivileged {
-        let ready = report.step("set up and build", |_| e2e::prepare(project));
-        for suite in if ready { e2e::suites(project)? } else { Vec::new() } {
+    let privileged = !args.unprivileged;
+    let ready = !privileged || report.step("set up and build", |_| e2e::prepare(project));
+    report.step("unit tests", |summaries| {
+        unit_tests(project, privileged && ready, summaries)
+    });
+    if privileged && ready {
+        for suite in e2e::suites(project)? {
             let names = [suite];
             report.step(&format!("suite {}", names[0]), |summaries| {
                 e2e::suite(project, &names, &[], summaries)
@@ -45,14 +48,22 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     report.finish()
 }
 
-/// The tests that need nothing of the machine. Doc tests are among them.
-fn unit_tests(project: &Project, summaries: &mut Vec<String>) -> Result<()> {
-    let unit = ["test", "--locked", "--workspace", "--lib", "--bins"];
-    run::tests(project.cargo().args(unit).arg("--no-fail-fast"), summaries)?;
-    run::tests(
-        project
-            .cargo()
-            .args(["test", "--locked", "--workspace", "--doc", "--quiet"]),
-        summaries,
-    )
+/// The tests of the crates themselves, doc tests among them. Those that need root and BPF must run where it is `privileged`; elsewhere
+/// they say that they did not.
+fn unit_tests(project: &Project, privileged: bool, summaries: &mut Vec<String>) -> Result<()> {
+    let mut unit = project.cargo();
+    unit.args([
+        "test",
+        "--locked",
+        "--workspace",
+        "--lib",
+        "--bins",
+        "--no-fail-fast",
+    ]);
+    if privileged {
+        unit.env("MESH_PRIVILEGED", "1");
+    }
+    run::tests(&mut unit, summaries)?;
+    let doc = ["test", "--locked", "--workspace", "--doc", "--quiet"];
+    run::tests(project.cargo().args(doc), summaries)
 }

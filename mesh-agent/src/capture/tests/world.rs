@@ -44,7 +44,7 @@ for line in sys.stdin:
 /// The world of one test; `None`, with a word, where tests may not touch the kernel.
 pub(super) fn privileged(name: &str) -> Option<World> {
     if std::env::var_os("MESH_PRIVILEGED").is_none_or(|value| value != "1") {
-        println!("SKIPPED: needs root and MESH_PRIVILEGED=1");
+        eprintln!("NOT RUN: needs root, the BPF objects, and MESH_PRIVILEGED=1 (`cargo xtask test` sets it)");
         return None;
     }
     Some(World::new(name))
