@@ -1,6 +1,7 @@
 //! `mesh-agent`: runs the node's agent, removes what it left in the kernel, checks the host.
 
 use std::error::Error;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -96,7 +97,25 @@ fn unload(args: &SettingsArgs) -> Result<Exit, Failed> {
         0 => println!("nothing was left in {dir}"),
         pins => println!("removed {pins} pins from {dir}"),
     }
+    for other in siblings(&options.bpffs_dir) {
+        println!(
+            "not touched: {} is another node's (--node-name says which node is meant)",
+            other.display()
+        );
+    }
     Ok(Exit::Success)
+}
+
+/// The directories of other nodes' agents beside this one's.
+fn siblings(dir: &Path) -> Vec<PathBuf> {
+    let entries = dir.parent().and_then(|parent| std::fs::read_dir(parent).ok());
+    let found = entries.into_iter().flatten().flatten();
+    let mut others: Vec<_> = found
+        .map(|entry| entry.path())
+        .filter(|path| path != dir && path.is_dir())
+        .collect();
+    others.sort();
+    others
 }
 
 fn check(args: &CheckArgs) -> Result<Exit, Failed> {

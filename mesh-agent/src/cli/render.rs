@@ -224,7 +224,7 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
     if certificates.certificates.is_empty() {
         return "No local identities: no enrolled pod is on this node.".to_owned();
     }
-    let mut table = table(&["IDENTITY", "STATE", "NOT BEFORE", "NOT AFTER", "ENDS IN"]);
+    let mut table = table(&["IDENTITY", "STATE", "NOT AFTER", "ENDS IN", "ROTATES"]);
     let mut errors = String::new();
     for c in &certificates.certificates {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
@@ -236,13 +236,13 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
                 CertificateState::Pending => "PENDING".to_owned(),
                 CertificateState::Expired => "EXPIRED".to_owned(),
             },
-            or_dash(&c.not_before),
             or_dash(&c.not_after),
             match c.expires_in_seconds {
                 None => "-".to_owned(),
                 Some(seconds) if seconds < 0 => format!("{} ago", duration(seconds.unsigned_abs())),
                 Some(seconds) => duration(seconds.unsigned_abs()),
             },
+            c.next_rotation.clone(),
         ]);
         if let Some(error) = &c.error {
             errors += &format!("\n{}: {error}", c.identity);

@@ -293,7 +293,7 @@ fn applications_that_stall_do_not_stop_the_other_streams_of_a_peer() -> Result<(
 }
 
 #[test]
-fn a_session_is_resumed_and_an_expired_one_is_worth_nothing() -> Result<()> {
+fn a_second_handshake_resumes_the_session_of_the_first() -> Result<()> {
     let scene = Scene::start("v")?;
     let _far = App::serve(&scene.far, "echo", 8080, &[])?;
     let report = ask(&scene, Some(&visitor_leaf(&scene)?), &["--resume"])?;
