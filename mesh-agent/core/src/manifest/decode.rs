@@ -7,12 +7,13 @@ use serde_json::Value;
 
 use super::positions::Position;
 use super::report::{Invalid, Path, Remarks, Step};
-use super::{PeerAuthenticationDocument, endpoint_slice, namespace, peer_authentication, pod, service};
+use super::{PeerAuthenticationDocument, endpoint_slice, namespace, node, peer_authentication, pod, service};
 use crate::model::{Object, ObjectRef};
 
 /// The kinds that this agent knows: group and version, kind, and whether it lives in a namespace.
-const KINDS: [(&str, &str, bool); 6] = [
+const KINDS: [(&str, &str, bool); 7] = [
     ("v1", "Namespace", false),
+    ("v1", "Node", false),
     ("v1", "Pod", true),
     ("v1", "Service", true),
     ("discovery.k8s.io/v1", "EndpointSlice", true),
@@ -185,6 +186,7 @@ pub(super) fn object(head: &Head, value: &Value) -> Decoded {
     // k8s-openapi knows one version of a kind, and checks it.
     match *kind {
         "Namespace" => convert::<core::Namespace, _>(value, |d, r| namespace(d, r).map(Object::Namespace)),
+        "Node" => convert::<core::Node, _>(value, |d, r| node(d, r).map(Object::Node)),
         "Pod" => convert::<core::Pod, _>(value, |d, r| pod(d, r).map(Box::new).map(Object::Pod)),
         "Service" => {
             convert::<core::Service, _>(value, |d, r| service(d, r).map(Box::new).map(Object::Service))

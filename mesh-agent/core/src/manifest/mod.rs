@@ -25,7 +25,7 @@ use split::Document;
 
 pub(crate) use check::special;
 pub use peer_authentication::{Document as PeerAuthenticationDocument, peer_authentication};
-pub use pod::{namespace, pod};
+pub use pod::{namespace, node, pod};
 pub use report::{Invalid, Notice, NoticeKind, Origin, Path, Rejection, Remarks, Step};
 pub use service::{endpoint_slice, service};
 

@@ -1,4 +1,4 @@
-//! v1 Pod and v1 Namespace.
+//! v1 Pod, v1 Namespace and v1 Node.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,9 +7,10 @@ use k8s_openapi::api::core::v1 as core;
 
 use super::check;
 use super::report::{Invalid, NoticeKind, Path, Remarks};
-use crate::model::{Location, Namespace, Owner, Pod};
+use crate::model::{Location, Namespace, Node, Owner, Pod};
 
 const NETNS: &str = "mesh-agent.io/netns";
+const ZONE: &str = "topology.kubernetes.io/zone";
 const CGROUP: &str = "mesh-agent.io/cgroup";
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 const SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
@@ -22,6 +23,22 @@ pub fn namespace(document: &core::Namespace, remarks: &mut Remarks) -> Result<Na
     Ok(Namespace {
         name: check::name(&document.metadata)?,
         wish: check::wish(document.metadata.labels.as_ref(), remarks),
+    })
+}
+
+/// A Node from the document.
+///
+/// # Errors
+/// When its name is missing or no name.
+pub fn node(document: &core::Node, _: &mut Remarks) -> Result<Node, Invalid> {
+    let zone = document
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(ZONE));
+    Ok(Node {
+        name: check::name(&document.metadata)?,
+        zone: zone.filter(|zone| !zone.is_empty()).cloned(),
     })
 }
 

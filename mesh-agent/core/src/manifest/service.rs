@@ -8,7 +8,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::check;
 use super::report::{Invalid, NoticeKind, Path, Remarks};
-use crate::model::{EndpointSlice, IpFamily, PortSpec, ServiceRef, ServiceSpec, SliceEndpoint, TargetPort};
+use crate::model::{
+    Distribution, EndpointSlice, IpFamily, PortSpec, ServiceRef, ServiceSpec, SliceEndpoint, TargetPort,
+};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -37,9 +39,39 @@ pub fn service(document: &core::Service, remarks: &mut Remarks) -> Result<Servic
         ports: ports(spec, remarks)?,
         selector: spec.selector.clone().unwrap_or_default(),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        node_local: node_local(spec)?,
+        distribution: distribution(spec, remarks),
         external_name,
         families: families(spec)?,
     })
+}
+
+fn node_local(spec: &core::ServiceSpec) -> Result<bool, Invalid> {
+    match spec.internal_traffic_policy.as_deref() {
+        None | Some("" | "Cluster") => Ok(false),
+        Some("Local") => Ok(true),
+        Some(other) => {
+            let path = Path::of("spec.internalTrafficPolicy");
+            let message = format!("{path} is {other:?}: expected Cluster or Local");
+            Err(Invalid::at(path, message))
+        }
+    }
+}
+
+/// A preference that nobody here knows costs its preference, not the service: that is how the field is meant to grow.
+fn distribution(spec: &core::ServiceSpec, remarks: &mut Remarks) -> Distribution {
+    match spec.traffic_distribution.as_deref() {
+        None | Some("") => Distribution::Even,
+        Some("PreferClose" | "PreferSameZone") => Distribution::SameZone,
+        Some("PreferSameNode") => Distribution::SameNode,
+        Some(other) => {
+            let message = format!(
+                "spec.trafficDistribution {other:?} means nothing here: expected PreferSameZone, PreferClose or PreferSameNode"
+            );
+            remarks.add(Path::of("spec.trafficDistribution"), NoticeKind::Ignored, message);
+            Distribution::Even
+        }
+    }
 }
 
 fn vips(
@@ -203,11 +235,18 @@ fn endpoints(document: &discovery::EndpointSlice, family: IpFamily) -> Result<Ve
         }
         let conditions = entry.conditions.as_ref();
         let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+        let hints = entry.hints.as_ref();
+        let zones = hints.and_then(|h| h.for_zones.as_ref()).into_iter().flatten();
+        let nodes = hints.and_then(|h| h.for_nodes.as_ref()).into_iter().flatten();
         found.push(SliceEndpoint {
             address,
             ready,
             serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+            node: entry.node_name.clone(),
+            zone: entry.zone.clone(),
+            for_nodes: nodes.map(|node| node.name.clone()).collect(),
+            for_zones: zones.map(|zone| zone.name.clone()).collect(),
         });
     }
     Ok(found)

@@ -9,8 +9,8 @@ mod workload;
 pub use identity::{IdentityError, SpiffeId, TrustDomain};
 pub use mtls::{MtlsMode, PeerAuthentication, Scope};
 pub use object::{
-    EndpointSlice, IpFamily, Namespace, Object, ObjectRef, Pod, PortSpec, ServiceSpec, SliceEndpoint,
+    EndpointSlice, IpFamily, Namespace, Node, Object, ObjectRef, Pod, PortSpec, ServiceSpec, SliceEndpoint,
     TargetPort, Wish,
 };
-pub use service::{Endpoint, Service, ServicePort, ServiceRef};
+pub use service::{Distribution, Endpoint, Service, ServicePort, ServiceRef};
 pub use workload::{Enrolment, Location, Owner, Workload, WorkloadUid};

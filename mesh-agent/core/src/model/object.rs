@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Location, Owner, PeerAuthentication, ServiceRef};
+use super::{Distribution, Location, Owner, PeerAuthentication, ServiceRef};
 
 /// Names an object of any kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,6 +46,8 @@ impl fmt::Display for ObjectRef {
 pub enum Object {
     /// v1 Namespace.
     Namespace(Namespace),
+    /// v1 Node.
+    Node(Node),
     /// v1 Pod.
     Pod(Box<Pod>),
     /// v1 Service.
@@ -61,6 +63,7 @@ impl Object {
     pub fn name(&self) -> ObjectRef {
         match self {
             Object::Namespace(o) => ObjectRef::new("Namespace", "", &o.name),
+            Object::Node(o) => ObjectRef::new("Node", "", &o.name),
             Object::Pod(o) => ObjectRef::new("Pod", &o.namespace, &o.name),
             Object::Service(o) => ObjectRef::new("Service", &o.name.namespace, &o.name.name),
             Object::EndpointSlice(o) => ObjectRef::new("EndpointSlice", &o.namespace, &o.name),
@@ -86,6 +89,15 @@ pub struct Namespace {
     pub name: String,
     /// What its labels ask for; `None` where they say nothing.
     pub wish: Option<Wish>,
+}
+
+/// A Node: of it, only where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
 }
 
 /// A Pod.
@@ -162,6 +174,10 @@ pub struct ServiceSpec {
     pub selector: BTreeMap<String, String>,
     /// `spec.publishNotReadyAddresses`: pods count as ready whatever they say.
     pub publish_not_ready: bool,
+    /// `spec.internalTrafficPolicy` is `Local`.
+    pub node_local: bool,
+    /// `spec.trafficDistribution`.
+    pub distribution: Distribution,
     /// Type ExternalName: a DNS alias, nothing that the mesh can carry to.
     pub external_name: bool,
     /// The address families it serves; `None` for every family its pods have.
@@ -210,4 +226,12 @@ pub struct SliceEndpoint {
     pub serving: bool,
     /// `conditions.terminating`, false where absent.
     pub terminating: bool,
+    /// `nodeName`.
+    pub node: Option<String>,
+    /// `zone`.
+    pub zone: Option<String>,
+    /// `hints.forNodes`.
+    pub for_nodes: Vec<String>,
+    /// `hints.forZones`.
+    pub for_zones: Vec<String>,
 }

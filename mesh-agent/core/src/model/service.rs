@@ -35,6 +35,19 @@ pub struct ServicePort {
     pub app_protocol: Option<String>,
 }
 
+/// Which endpoints of a service clients prefer: `spec.trafficDistribution`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Distribution {
+    /// None over another.
+    #[default]
+    Even,
+    /// Those in the client's zone (`PreferClose`, `PreferSameZone`).
+    SameZone,
+    /// Those on the client's node, then those in its zone (`PreferSameNode`).
+    SameNode,
+}
+
 /// One address that serves a service port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Endpoint {
@@ -48,6 +61,14 @@ pub struct Endpoint {
     pub serving: bool,
     /// Is on its way out; while it serves it is the last resort of a service without ready endpoints.
     pub terminating: bool,
+    /// The node it runs on, where known.
+    pub node: Option<Arc<str>>,
+    /// The zone it runs in, where known.
+    pub zone: Option<Arc<str>>,
+    /// `hints.forNodes`: the nodes whose clients should use it.
+    pub for_nodes: Vec<String>,
+    /// `hints.forZones`: the zones whose clients should use it.
+    pub for_zones: Vec<String>,
 }
 
 /// A Kubernetes Service.
@@ -59,6 +80,10 @@ pub struct Service {
     pub hostname: String,
     /// Its ClusterIPs; empty for a headless one.
     pub vips: Vec<IpAddr>,
+    /// `spec.internalTrafficPolicy` is `Local`: a ClusterIP leads only to endpoints on the client's node.
+    pub node_local: bool,
+    /// Which endpoints are preferred.
+    pub distribution: Distribution,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
     /// Its endpoints by the service's port number.

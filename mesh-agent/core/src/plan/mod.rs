@@ -1,6 +1,7 @@
 //! What to do with a connection: the one place that decides. Pure functions of a snapshot and the facts of the connection; the data
 //! path, `meshctl` and the tests all call these.
 
+mod balance;
 mod inbound;
 mod outbound;
 #[cfg(test)]

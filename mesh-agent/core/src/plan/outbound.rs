@@ -1,10 +1,11 @@
 //! Where a captured connection goes. A destination that the snapshot knows as enrolled is never dialled in plaintext.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_common::{HBONE_PORT, is_agent_port};
 
+use super::balance::{self, Client};
 use super::{Outbound, Reason, Refusal, Transport};
 use crate::manifest::special;
 use crate::model::{Endpoint, Service, Workload};
@@ -34,12 +35,13 @@ pub fn outbound(
     let Some(service) = snapshot.service_by_vip(destination.ip()) else {
         return to_address(snapshot, source, destination, None);
     };
-    let address = endpoint(service, source, destination, random)?;
+    let address = endpoint(snapshot, service, source, destination, random)?;
     to_address(snapshot, source, address, Some(service))
 }
 
 /// One of the endpoints behind the service's port.
 fn endpoint(
+    snapshot: &Snapshot,
     service: &Service,
     source: &Workload,
     destination: SocketAddr,
@@ -60,37 +62,43 @@ fn endpoint(
         );
         return Err(Refusal::new(Reason::UnknownServicePort, message));
     };
-    pick(all, destination.ip(), random).ok_or_else(|| {
-        let ready = all.iter().filter(|endpoint| endpoint.ready).count();
-        let message = format!(
-            "{} was refused a connection to {destination}: Service {} has no endpoint for it that takes connections \
-             ({} known, {ready} ready, over both address families); see the pods behind its selector, their Ready conditions and \
-             its EndpointSlices",
-            who(source),
-            service.name,
-            all.len(),
-        );
-        Refusal::new(Reason::NoEndpoints, message)
-    })
+    let client = Client {
+        node: &source.node,
+        zone: snapshot.zone_of_node(&source.node),
+    };
+    let candidates = balance::candidates(service, all, client, destination, service.node_local);
+    balance::pick(&candidates, random).ok_or_else(|| no_endpoints(service, source, destination, all, client))
 }
 
-/// A ready endpoint of the destination's family; without any, one that still serves on its way out, as kube-proxy does.
-fn pick(all: &[Endpoint], vip: IpAddr, random: u64) -> Option<SocketAddr> {
-    let family = |endpoint: &&Endpoint| endpoint.address.is_ipv4() == vip.is_ipv4();
-    let ready: Vec<&Endpoint> = all
-        .iter()
-        .filter(family)
-        .filter(|endpoint| endpoint.ready)
-        .collect();
-    let candidates = if ready.is_empty() {
-        let last_resort = |endpoint: &&Endpoint| endpoint.serving && endpoint.terminating;
-        all.iter().filter(family).filter(last_resort).collect()
+fn no_endpoints(
+    service: &Service,
+    source: &Workload,
+    destination: SocketAddr,
+    all: &[Endpoint],
+    client: Client<'_>,
+) -> Refusal {
+    let count = |of: &dyn Fn(&Endpoint) -> bool| all.iter().filter(|endpoint| of(endpoint)).count();
+    let known = format!("{} known, {} ready", all.len(), count(&|endpoint| endpoint.ready));
+    let why = if service.node_local {
+        format!(
+            "has no endpoint for it that takes connections on {}, and its spec.internalTrafficPolicy is Local ({known}, {} on this node)",
+            if source.node.is_empty() {
+                "the client's node, which is not known"
+            } else {
+                &source.node
+            },
+            count(&|endpoint| client.shares_node(endpoint)),
+        )
     } else {
-        ready
+        format!("has no endpoint for it that takes connections ({known}, over both address families)")
     };
-    let count = u64::try_from(candidates.len()).ok().filter(|count| *count > 0)?;
-    let index = usize::try_from(random % count).ok()?;
-    candidates.get(index).map(|endpoint| endpoint.address)
+    let message = format!(
+        "{} was refused a connection to {destination}: Service {} {why}; see the pods behind its selector, their Ready conditions and \
+         its EndpointSlices",
+        who(source),
+        service.name,
+    );
+    Refusal::new(Reason::NoEndpoints, message)
 }
 
 /// How to reach `address`, with no service in the way any more.

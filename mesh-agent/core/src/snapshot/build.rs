@@ -8,8 +8,8 @@ use super::mtls::{Policies, Remark};
 use super::{Diagnostics, MeshSettings, Snapshot, addresses};
 use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
 use crate::model::{
-    EndpointSlice, Enrolment, Object, ObjectRef, PeerAuthentication, Pod, Service, ServiceSpec, SpiffeId,
-    Wish, Workload, WorkloadUid,
+    EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service, ServiceSpec,
+    SpiffeId, Wish, Workload, WorkloadUid,
 };
 
 impl Snapshot {
@@ -37,11 +37,9 @@ impl Snapshot {
         }
         builder.remarks.extend(overlaps);
         builder.remarks.extend(addresses.remarks);
-        let services = builder.services(&settings, |address| {
-            addresses
-                .by_address
-                .get(&address)
-                .map(|workload| workload.uid.clone())
+        let zones = builder.zones();
+        let services = builder.services(&settings, &zones, |address| {
+            addresses.by_address.get(&address).cloned()
         });
         let by_vip = builder.vips(&services);
         Self {
@@ -56,6 +54,7 @@ impl Snapshot {
                 .map(|service| (service.name.clone(), service))
                 .collect(),
             by_vip,
+            zones,
             peer_authentications: policies.in_force().cloned().collect(),
             contested: addresses.contested,
             mtls,
@@ -81,6 +80,7 @@ impl Snapshot {
 struct Builder<'a> {
     origins: HashMap<ObjectRef, &'a Origin>,
     wishes: HashMap<&'a str, Option<Wish>>,
+    nodes: Vec<&'a Node>,
     pods: Vec<&'a Pod>,
     services: Vec<&'a ServiceSpec>,
     slices: Vec<&'a EndpointSlice>,
@@ -94,6 +94,7 @@ impl<'a> Builder<'a> {
         let mut builder = Self {
             origins: HashMap::new(),
             wishes: HashMap::new(),
+            nodes: Vec::new(),
             pods: Vec::new(),
             services: Vec::new(),
             slices: Vec::new(),
@@ -114,6 +115,7 @@ impl<'a> Builder<'a> {
             builder.origins.insert(name, &one.origin);
             match &*one.object {
                 Object::Namespace(namespace) => drop(builder.wishes.insert(&namespace.name, namespace.wish)),
+                Object::Node(node) => builder.nodes.push(node),
                 Object::Pod(pod) if pod.finished => {}
                 Object::Pod(pod) => builder.pods.push(pod),
                 Object::Service(service) => builder.services.push(service),
@@ -159,12 +161,30 @@ impl<'a> Builder<'a> {
         found
     }
 
+    /// The zones of nodes: as the Nodes say; of a node that nobody described, as an endpoint on it says.
+    fn zones(&self) -> HashMap<Arc<str>, Arc<str>> {
+        let mut zones = HashMap::new();
+        let endpoints = self.slices.iter().flat_map(|slice| &slice.endpoints);
+        let told = endpoints.map(|endpoint| (endpoint.node.as_ref(), endpoint.zone.as_ref()));
+        for (node, zone) in told.chain(
+            self.nodes
+                .iter()
+                .map(|node| (Some(&node.name), node.zone.as_ref())),
+        ) {
+            if let (Some(node), Some(zone)) = (node, zone) {
+                zones.insert(Arc::from(node.as_str()), Arc::from(zone.as_str()));
+            }
+        }
+        zones
+    }
+
     fn services(
         &self,
         settings: &MeshSettings,
-        workload_at: impl Fn(std::net::IpAddr) -> Option<WorkloadUid>,
+        zones: &HashMap<Arc<str>, Arc<str>>,
+        workload_at: impl Fn(std::net::IpAddr) -> Option<Arc<Workload>>,
     ) -> Vec<Arc<Service>> {
-        let sources = Sources::new(self.pods.iter().copied(), self.slices.iter().copied());
+        let sources = Sources::new(self.pods.iter().copied(), self.slices.iter().copied(), zones);
         let real = self.services.iter().filter(|spec| !spec.external_name);
         real.map(|spec| Arc::new(sources.service(spec, &settings.cluster_domain, &workload_at)))
             .collect()

@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::model::{
-    Endpoint, EndpointSlice, IpFamily, Pod, PortSpec, Service, ServicePort, ServiceSpec, TargetPort,
-    WorkloadUid,
+    Endpoint, EndpointSlice, IpFamily, Pod, PortSpec, Service, ServicePort, ServiceSpec, TargetPort, Workload,
 };
 
 /// What endpoints are made of.
 pub(super) struct Sources<'a> {
     pods: HashMap<&'a str, Vec<&'a Pod>>,
     slices: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
+    zones: &'a HashMap<Arc<str>, Arc<str>>,
 }
 
 impl<'a> Sources<'a> {
@@ -19,10 +20,12 @@ impl<'a> Sources<'a> {
     pub(super) fn new(
         pods: impl Iterator<Item = &'a Pod>,
         slices: impl Iterator<Item = &'a EndpointSlice>,
+        zones: &'a HashMap<Arc<str>, Arc<str>>,
     ) -> Self {
         let mut sources = Self {
             pods: HashMap::new(),
             slices: HashMap::new(),
+            zones,
         };
         for pod in pods {
             sources.pods.entry(pod.namespace.as_str()).or_default().push(pod);
@@ -44,7 +47,7 @@ impl<'a> Sources<'a> {
         &self,
         spec: &ServiceSpec,
         cluster_domain: &str,
-        workload_at: impl Fn(IpAddr) -> Option<WorkloadUid>,
+        workload_at: impl Fn(IpAddr) -> Option<Arc<Workload>>,
     ) -> Service {
         let name = &spec.name;
         let slices = self.slices.get(&(&*name.namespace, &*name.name));
@@ -55,7 +58,13 @@ impl<'a> Sources<'a> {
                 None => self.derived(spec, port),
             };
             for endpoint in &mut found {
-                endpoint.workload = workload_at(endpoint.address.ip());
+                if let Some(workload) = workload_at(endpoint.address.ip()) {
+                    let node = || (!workload.node.is_empty()).then(|| workload.node.as_str().into());
+                    endpoint.node = endpoint.node.take().or_else(node);
+                    endpoint.workload = Some(workload.uid.clone());
+                }
+                let zone = || self.zones.get(endpoint.node.as_deref()?).cloned();
+                endpoint.zone = endpoint.zone.take().or_else(zone);
             }
             found.sort_by_key(|endpoint| endpoint.address);
             found.dedup_by_key(|endpoint| endpoint.address);
@@ -70,6 +79,8 @@ impl<'a> Sources<'a> {
             name: name.clone(),
             hostname: format!("{}.{}.svc.{cluster_domain}", name.name, name.namespace),
             vips: spec.vips.clone(),
+            node_local: spec.node_local,
+            distribution: spec.distribution,
             ports: spec.ports.iter().map(port).collect(),
             endpoints,
         }
@@ -105,6 +116,10 @@ impl<'a> Sources<'a> {
                     ready: serving && (!pod.terminating || spec.publish_not_ready),
                     serving,
                     terminating: pod.terminating,
+                    node: (!pod.node.is_empty()).then(|| pod.node.as_str().into()),
+                    zone: None,
+                    for_nodes: Vec::new(),
+                    for_zones: Vec::new(),
                 });
             }
         }
@@ -137,6 +152,10 @@ fn from_slices(slices: &[&EndpointSlice], port: &PortSpec) -> Vec<Endpoint> {
                 ready: endpoint.ready,
                 serving: endpoint.serving,
                 terminating: endpoint.terminating,
+                node: endpoint.node.as_deref().map(Into::into),
+                zone: endpoint.zone.as_deref().map(Into::into),
+                for_nodes: endpoint.for_nodes.clone(),
+                for_zones: endpoint.for_zones.clone(),
             }));
         }
     }

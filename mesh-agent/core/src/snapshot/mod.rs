@@ -45,6 +45,8 @@ pub struct Snapshot {
     pub(crate) by_address: HashMap<IpAddr, Arc<Workload>>,
     pub(crate) services: HashMap<ServiceRef, Arc<Service>>,
     pub(crate) by_vip: HashMap<IpAddr, Arc<Service>>,
+    /// The zones of nodes, where known.
+    pub(crate) zones: HashMap<Arc<str>, Arc<str>>,
     pub(crate) peer_authentications: Vec<PeerAuthentication>,
     /// Addresses that lead to no workload although an enrolled one claims them.
     pub(crate) contested: HashMap<IpAddr, Contested>,
@@ -81,6 +83,7 @@ impl Snapshot {
             by_address: HashMap::new(),
             services: HashMap::new(),
             by_vip: HashMap::new(),
+            zones: HashMap::new(),
             peer_authentications: Vec::new(),
             contested: HashMap::new(),
             mtls: HashMap::new(),
@@ -126,6 +129,11 @@ impl Snapshot {
     /// The service with this ClusterIP.
     pub fn service_by_vip(&self, address: IpAddr) -> Option<&Arc<Service>> {
         self.by_vip.get(&address)
+    }
+
+    /// The zone that the node `name` stands in, where known.
+    pub fn zone_of_node(&self, name: &str) -> Option<&str> {
+        self.zones.get(name).map(|zone| &**zone)
     }
 
     /// Whether `domain` is the local trust domain or one of its aliases.

@@ -53,6 +53,8 @@ pub(crate) fn info(reporter: Reporter) -> ConnectionInfo {
             },
             hostname: "payment.shop.svc.cluster.local".into(),
             vips: vec!["198.18.9.9".parse().unwrap()],
+            node_local: false,
+            distribution: Default::default(),
             ports: vec![],
             endpoints: Default::default(),
         })),

@@ -1,5 +1,7 @@
 //! Who may go where, by the documents that say so.
 
+mod services;
+
 use proptest::prelude::*;
 
 use super::*;
