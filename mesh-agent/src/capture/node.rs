@@ -1,16 +1,15 @@
 //! Capture on this node: the loaded programs, the maps and the captured pods. Owns everything of ours that is in the kernel.
 //! Whatever is pinned outlives a crash, so a pod whose agent died refuses connections; it never goes on in plaintext.
 
+mod entries;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::programs::links::FdLink;
-use mesh_common::{
-    Addr, BANKS, MAX_PODS, MAX_WORKERS, OwnKey, PodConst, PodEntry, Role, listener_index, maps,
-};
+use mesh_common::{MAX_PODS, MAX_WORKERS, OwnKey, PodConst, PodEntry, maps};
 use mesh_core::model::WorkloadUid;
 use serde::Serialize;
 use tracing::{info, warn};
@@ -22,7 +21,8 @@ use super::flows::KernelFlows;
 use super::objects::NodeObject;
 use super::pod::{CapturedPod, Place, PodSpec, data_path_pod, make_listeners};
 use super::sys::Table;
-use super::{FlowTable, Listener, PodServer, checks};
+use super::{FlowTable, PodServer, checks};
+use entries::Undo;
 
 /// How to capture.
 #[derive(Clone, Debug)]
@@ -417,101 +417,12 @@ impl Capture {
         self.agent_cgroup.leave();
     }
 
-    fn put_entry(&self, spec: &PodSpec, cookie: u64, slot: u32, workers: usize) -> Result<(), EnrolError> {
-        let (ip4, ip6) = spec.by_family();
-        let workers = u32::try_from(workers).unwrap_or(MAX_WORKERS);
-        let entry = PodEntry {
-            ip4,
-            ip6,
-            slot,
-            bank: 0,
-            workers: workers.clamp(1, MAX_WORKERS),
-            flags: 0,
-        };
-        self.pods
-            .insert(&cookie, &entry)
-            .map_err(EnrolError::kernel("entering it into the map of pods"))
-    }
-
-    /// New addresses first: a moment with too many is harmless, one with too few is a loop.
-    fn put_own(
-        &self,
-        cookie: u64,
-        before: &BTreeSet<IpAddr>,
-        now: &BTreeSet<IpAddr>,
-    ) -> Result<(), EnrolError> {
-        let key = |ip: &IpAddr| OwnKey {
-            netns: cookie,
-            addr: Addr::from_ip(*ip),
-        };
-        for ip in now.difference(before) {
-            self.own
-                .insert(&key(ip), &1)
-                .map_err(EnrolError::kernel(format!("entering its address {ip}")))?;
-        }
-        for ip in before.difference(now) {
-            self.own
-                .remove(&key(ip))
-                .map_err(EnrolError::kernel(format!("forgetting its address {ip}")))?;
-        }
-        Ok(())
-    }
-
-    fn list(&self, slot: u32, listeners: &[Listener]) -> Result<(), EnrolError> {
-        for listener in listeners {
-            let worker = u32::try_from(listener.worker).unwrap_or(0);
-            let index = listener_index(slot, 0, listener.role, worker);
-            let socket = std::os::fd::AsRawFd::as_raw_fd(&listener.socket);
-            self.listeners
-                .insert(&index, &(socket as u32))
-                .map_err(EnrolError::kernel("entering its listeners"))?;
-        }
-        Ok(())
-    }
-
-    fn unlist(&self, slot: u32) {
-        for bank in 0..BANKS {
-            for role in [Role::Outbound, Role::Inbound, Role::Tunnel] {
-                for worker in 0..MAX_WORKERS {
-                    // Most are gone already: a listener leaves the map when it is closed.
-                    let _ = self.listeners.remove(&listener_index(slot, bank, role, worker));
-                }
-            }
-        }
-    }
-
-    /// Removes all that the maps hold of a pod.
-    fn forget(&self, cookie: u64) {
-        let _ = self.pods.remove(&cookie);
-        for key in self.own.keys().unwrap_or_default() {
-            if key.netns == cookie {
-                let _ = self.own.remove(&key);
-            }
-        }
-        self.flows.sweep(cookie);
-    }
-
     pub(super) fn object(&self) -> MutexGuard<'_, NodeObject> {
         self.object.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Takes back what a failed capture has entered.
-struct Undo<'a> {
-    capture: &'a Capture,
-    cookie: u64,
-    slot: u32,
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        self.capture.unlist(self.slot);
-        self.capture.forget(self.cookie);
-        let _ = self.capture.run.remove_pod(self.cookie);
     }
 }
 
