@@ -95,7 +95,7 @@ pub(crate) fn suite(
     }
     cargo.arg("--").args(arguments);
     cargo
-        .env("MESH_BIN_DIR", project.target().join("debug"))
-        .env("MESH_PYTHON", project.python());
+        .env("MESH_AGENT_BIN", project.binary("mesh-agent", false))
+        .env("MESH_PEER_PYTHON", project.python());
     run::tests(&mut cargo, summaries)
 }

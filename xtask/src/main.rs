@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod deps;
 mod e2e;
+mod fuzz;
 mod lint;
 mod project;
 mod report;
@@ -36,6 +37,7 @@ enum Verb {
     Test(test::Args),
     E2e(e2e::Args),
     Lint(lint::Args),
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&project, args),
         Verb::E2e(args) => e2e::run(&project, args),
         Verb::Lint(args) => lint::run(&project, args),
+        Verb::Fuzz(args) => fuzz::run(&project, args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

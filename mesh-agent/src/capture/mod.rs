@@ -7,8 +7,6 @@ mod checks;
 pub mod enroller;
 mod error;
 mod flows;
-#[cfg(test)]
-pub(crate) mod memory;
 mod mounts;
 mod netns;
 mod node;
