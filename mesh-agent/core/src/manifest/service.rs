@@ -33,6 +33,7 @@ pub fn service(document: &core::Service, remarks: &mut Remarks) -> Result<Servic
             "an ExternalName service is a DNS alias: the mesh carries nothing to it",
         );
     }
+    without_effect(spec, remarks);
     Ok(ServiceSpec {
         name,
         vips: vips(spec, external_name, remarks)?,
@@ -44,6 +45,35 @@ pub fn service(document: &core::Service, remarks: &mut Remarks) -> Result<Servic
         external_name,
         families: families(spec)?,
     })
+}
+
+/// Names the fields that change where kube-proxy sends a connection and do not change it here yet.
+fn without_effect(spec: &core::ServiceSpec, remarks: &mut Remarks) {
+    let mut say = |field: &str, message: &str| {
+        remarks.add(
+            Path::of(field),
+            NoticeKind::Ignored,
+            format!("{field} has no effect yet: {message}"),
+        );
+    };
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        say(
+            "spec.sessionAffinity",
+            "each connection may go to another endpoint",
+        );
+    }
+    if spec.external_ips.iter().flatten().next().is_some() {
+        say(
+            "spec.externalIPs",
+            "the mesh does not know these addresses and carries connections to them as they are",
+        );
+    }
+    if spec.type_.as_deref() == Some("LoadBalancer") {
+        say(
+            "spec.type",
+            "the mesh does not know load balancers' addresses and carries connections to them as they are",
+        );
+    }
 }
 
 fn node_local(spec: &core::ServiceSpec) -> Result<bool, Invalid> {

@@ -199,3 +199,28 @@ fn a_strange_traffic_policy_is_rejected_and_a_strange_distribution_reported() {
         "{notices:?}"
     );
 }
+
+#[test]
+fn what_has_no_effect_yet_is_named() {
+    for (field, spec) in [
+        ("spec.sessionAffinity", "sessionAffinity: ClientIP"),
+        ("spec.externalIPs", "externalIPs: [198.18.9.9]"),
+        ("spec.type", "type: LoadBalancer"),
+    ] {
+        let snapshot = Snapshot::from_yaml(settings(), &selecting(spec));
+        let notices = &snapshot.diagnostics().notices;
+        let named =
+            |one: &crate::manifest::Notice| one.message.starts_with(&format!("{field} has no effect yet"));
+        assert_eq!(
+            notices.iter().filter(|one| named(one)).count(),
+            1,
+            "{spec}: {notices:?}"
+        );
+    }
+    let plain = Snapshot::from_yaml(settings(), &selecting("sessionAffinity: None"));
+    assert!(
+        plain.diagnostics().notices.is_empty(),
+        "{:?}",
+        plain.diagnostics().notices
+    );
+}
