@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::netns::Netns;
-use super::process::{JoinExt, run};
+use super::process::{JoinExt, run, wait_for};
 
 /// BPF objects of the kernel: kind (`prog`, `map`, `link`) and id. Ids are not used again soon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,18 @@ impl KernelObjects {
             );
         }
         Ok(left)
+    }
+
+    /// Waits until the kernel has none of them any more: it frees maps and programs a while after their last user has gone.
+    ///
+    /// # Errors
+    /// When some are still there after five seconds: names them. When bpftool is missing or fails.
+    pub fn wait_until_gone(&self) -> Result<()> {
+        wait_for("every BPF object is gone", Duration::from_secs(5), || {
+            let left = self.still_there()?;
+            ensure!(left.is_empty(), "still there: {}", left.join(", "));
+            Ok(())
+        })
     }
 }
 

@@ -35,11 +35,7 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
 
 /// Waits until `agent` holds nothing of the kernel and nothing is pinned or attached.
 fn assert_gone(scene: &Scene, held: &KernelObjects, node: &str) -> Result<()> {
-    wait_for("every BPF object is gone", Duration::from_secs(5), || {
-        let left = held.still_there()?;
-        ensure!(left.is_empty(), "{left:?}");
-        Ok(())
-    })?;
+    held.wait_until_gone()?;
     for pod in [&scene.client, &scene.near, &scene.far] {
         if pod.spec().node == node {
             assert_eq!(

@@ -347,15 +347,12 @@ fn stop(show: &mut Show, stage: &mut Stage) -> Result<()> {
     show.verdict(true, "both ended cleanly", "")?;
     let programs: usize = objects.iter().map(|of| of.count("prog")).sum();
     let links: usize = objects.iter().map(|of| of.count("link")).sum();
-    let mut left = Vec::new();
-    for of in &objects {
-        left.extend(of.still_there()?);
-    }
+    let gone: Result<()> = objects.iter().try_for_each(KernelObjects::wait_until_gone);
     show.command("host", "bpftool prog list; bpftool link list; bpftool map list");
     show.verdict(
-        programs > 0 && left.is_empty(),
+        programs > 0 && gone.is_ok(),
         &format!("none of their {programs} BPF programs and {links} links, and none of their maps, is left in the kernel"),
-        &left.join(", "),
+        &gone.err().map(|error| format!("{error:#}")).unwrap_or_default(),
     )?;
     let url = format!("http://{}:{PORT}/", stage.pod("payment")?.ip4());
     let answer = curl(show, stage, "order", &[&url])?;
