@@ -45,6 +45,11 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
             });
         }
     }
+    if !privileged {
+        println!(
+            "left out, since they need root: unit tests that capture real sockets, and the end-to-end suites"
+        );
+    }
     report.finish()
 }
 
