@@ -12,6 +12,9 @@ const UNITS: [(&str, u64); 6] = [
     ("ns", 1),
 ];
 
+/// The longest that Go's `time.Duration` holds.
+const LONGEST: Duration = Duration::from_nanos(i64::MAX as u64);
+
 /// Reads a duration (Go's `time.ParseDuration` without signs; `d` for 24 hours besides).
 ///
 /// # Errors
@@ -48,6 +51,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         total = total.checked_add(part).ok_or_else(wrong)?;
         rest = next;
     }
+    if total > LONGEST {
+        return Err(format!(
+            "{text:?} is too long a duration: expected 292 years at most"
+        ));
+    }
     Ok(total)
 }
 
@@ -70,4 +78,15 @@ pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<O
     let text: Option<String> = serde::Deserialize::deserialize(from)?;
     text.map(|text| parse_duration(&text).map_err(serde::de::Error::custom))
         .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_beyond_292_years_is_refused() {
+        assert!(parse_duration("600000000000000006s").is_err());
+        assert!(parse_duration("2562047h").is_ok());
+    }
 }
