@@ -8,6 +8,7 @@ use mesh_common::{Addr, Counter, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PO
 use crate::ctx::{self, Sock};
 use crate::flow;
 use crate::maps::{DELIVERIES, HANDOFF, count, is_own, pod};
+use crate::mutation::{self, Mechanism};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -36,7 +37,7 @@ pub fn capture(ctx: &SockAddrContext, destination: Addr) -> Verdict {
         }
         return Verdict::Pass;
     }
-    if protocol != IPPROTO_TCP {
+    if protocol != IPPROTO_TCP && !mutation::is_off(Mechanism::MptcpRefusal) {
         // MPTCP above all: what TCP_CONNECT_CB shows then is another socket, and the flow would be lost. Never let it pass.
         count(Counter::ConnectRefusedProtocol);
         return Verdict::Refuse;
@@ -98,7 +99,7 @@ pub fn hand_over(ctx: &SockOpsContext) {
         return;
     };
     let Some(stored) = ctx::stored(sock) else { return };
-    if stored.kind != PEER_DESTINATION {
+    if stored.kind != PEER_DESTINATION || mutation::is_off(Mechanism::Handoff) {
         return;
     }
     let key = flow::opened(ctx);
@@ -118,7 +119,7 @@ pub fn hand_over(ctx: &SockOpsContext) {
 #[inline(always)]
 pub fn state_changed(ctx: &SockOpsContext) {
     let (old, new) = ctx::sock_ops_states(ctx);
-    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 {
+    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 && !mutation::is_off(Mechanism::HandoffForgotten) {
         let _ = HANDOFF.remove(&flow::opened(ctx));
     }
 }

@@ -9,4 +9,5 @@ pub mod delivery;
 pub mod flow;
 pub mod lookup;
 pub mod maps;
+pub mod mutation;
 pub mod peer_name;

@@ -8,6 +8,7 @@ use mesh_common::{
 use crate::ctx::Lookup;
 use crate::flow::is_loopback;
 use crate::maps::{HANDOFF, LISTENERS, count, is_own, pod};
+use crate::mutation::{self, Mechanism};
 
 const IPPROTO_TCP: u32 = 6;
 /// Without this flag the kernel selects anew within the listener's reuseport group, which others could join.
@@ -34,9 +35,12 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
     if is_loopback(&packet.remote) || is_own(netns, packet.remote) {
         return steer_local(ctx, packet, netns);
     }
+    if mutation::is_off(Mechanism::Steering) {
+        return Steering::Pass;
+    }
     let role = match packet.local_port {
         HBONE_PORT => Role::Tunnel,
-        port if is_agent_port(port) => {
+        port if is_agent_port(port) && !mutation::is_off(Mechanism::AgentPortDrop) => {
             count(Counter::DroppedAgentPort);
             return Steering::Drop;
         }
@@ -75,6 +79,9 @@ fn assign(ctx: &SkLookupContext, packet: &Lookup, netns: u64, role: Role) -> Ste
     let worker = hash(packet) % pod.workers.max(1);
     if !assign_worker(ctx, &pod, role, worker) && !assign_worker(ctx, &pod, role, 0) {
         count(Counter::DroppedNoListener);
+        if mutation::is_off(Mechanism::NoListenerDrop) {
+            return Steering::Pass;
+        }
         return Steering::Drop;
     }
     count(match role {
@@ -88,9 +95,11 @@ fn assign(ctx: &SkLookupContext, packet: &Lookup, netns: u64, role: Role) -> Ste
 #[inline(always)]
 fn assign_worker(ctx: &SkLookupContext, pod: &PodEntry, role: Role, worker: u32) -> bool {
     let index = listener_index(pod.slot, pod.bank, role, worker);
-    LISTENERS
-        .redirect_sk_lookup(ctx, index, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE)
-        .is_ok()
+    let flags = match mutation::is_off(Mechanism::NoReuseport) {
+        false => BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE,
+        true => BPF_SK_LOOKUP_F_REPLACE,
+    };
+    LISTENERS.redirect_sk_lookup(ctx, index, flags).is_ok()
 }
 
 /// Spreads connections over workers; multiplicative (Fibonacci) hashing of the 4-tuple.

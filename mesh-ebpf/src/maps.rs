@@ -7,6 +7,8 @@ use mesh_common::{
     OwnKey, Peer, PodEntry,
 };
 
+use crate::mutation::{self, Mechanism};
+
 /// Pods under capture, by netns cookie.
 #[btf_map]
 pub static PODS: HashMap<u64, PodEntry, { MAX_PODS as usize }> = HashMap::new();
@@ -57,5 +59,5 @@ pub fn pod(netns: u64) -> Option<PodEntry> {
 pub fn is_own(netns: u64, addr: mesh_common::Addr) -> bool {
     let key = OwnKey { netns, addr };
     // SAFETY: only the presence is looked at.
-    unsafe { OWN.get(&key) }.is_some()
+    unsafe { OWN.get(&key) }.is_some() && !mutation::is_off(Mechanism::OwnAddresses)
 }

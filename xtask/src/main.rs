@@ -7,6 +7,7 @@ mod deps;
 mod e2e;
 mod fuzz;
 mod lint;
+mod mutate;
 mod project;
 mod report;
 mod run;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::{SpiffeId, WorkloadUid};
 use mesh_core::snapshot::Snapshot;
 use tokio::sync::watch;
@@ -199,6 +200,9 @@ impl Pool {
     /// Drops the connections to workloads that are not what they were: gone, at another address, of another identity, not enrolled.
     /// Their streams may end in their own time.
     pub fn prune(&self, snapshot: &Snapshot) {
+        if mutation::is_off(Mechanism::PoolPruning) {
+            return;
+        }
         self.retain(|key| {
             snapshot.workload(&key.destination).is_some_and(|workload| {
                 workload.enrolment.is_enrolled()

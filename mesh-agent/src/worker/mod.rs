@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mesh_common::MAX_WORKERS;
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::WorkloadUid;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Semaphore;
@@ -140,6 +141,9 @@ impl PodServer for Workers {
     }
 
     fn retire(&self, pod: &WorkloadUid) {
+        if mutation::is_off(Mechanism::Retirement) {
+            return;
+        }
         for worker in &self.workers {
             let context = worker.pods().remove(pod);
             if let Some(context) = context {
@@ -150,7 +154,9 @@ impl PodServer for Workers {
     }
 }
 
-fn budget(limit: usize) -> Arc<Semaphore> {
+fn budget(mechanism: Mechanism, limit: usize) -> Arc<Semaphore> {
+    let off = mutation::is_off(mechanism);
+    let limit = if off { usize::MAX } else { limit };
     Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))
 }
 
@@ -206,8 +212,8 @@ impl Worker {
             tasks: self.tasks.clone(),
             stop: CancellationToken::new(),
             drain: drain.clone(),
-            handshakes: budget(path.limits.handshakes_per_pod),
-            connections: budget(path.limits.connections_per_pod),
+            handshakes: budget(Mechanism::HandshakeBudget, path.limits.handshakes_per_pod),
+            connections: budget(Mechanism::ConnectionBudget, path.limits.connections_per_pod),
         });
         pods.insert(pod.uid.clone(), Arc::clone(&context));
         context

@@ -1,0 +1,64 @@
+//! Which test must fail when which mechanism is switched off, and by which words. docs/proof.md shows the same table.
+
+use mesh_common::mutation::Mechanism;
+
+/// One line of the table.
+pub(crate) struct Proof {
+    /// What is switched off.
+    pub(crate) mechanism: Mechanism,
+    /// The test program: a suite, or the crate whose unit tests are meant.
+    pub(crate) program: &'static str,
+    /// The test, as libtest names it.
+    pub(crate) test: &'static str,
+    /// What its failure says: a test that fails for another reason proves nothing.
+    pub(crate) says: &'static str,
+}
+
+const fn proof(mechanism: Mechanism, program: &'static str, test: &'static str, says: &'static str) -> Proof {
+    Proof {
+        mechanism,
+        program,
+        test,
+        says,
+    }
+}
+
+/// All of them.
+#[rustfmt::skip]
+pub(crate) const PROOFS: &[Proof] = &[
+    proof(Mechanism::PeerSan, "mtls", "server_role::each_kind_of_bad_certificate_is_refused_before_any_stream", ""),
+    proof(Mechanism::ExpectedId, "mtls", "client_role::a_server_that_is_not_the_expected_workload_gets_no_stream", ""),
+    proof(Mechanism::Recheck, "mesh_agent", "identity::tests::sessions::a_session_is_not_resumed_on_a_client_certificate_that_has_run_out", ""),
+    proof(Mechanism::TrustDomain, "mtls", "server_role::each_kind_of_bad_certificate_is_refused_before_any_stream", ""),
+    proof(Mechanism::PlanTrustDomain, "mesh_core", "plan::tests::only_local_trust_domains_and_own_addresses_are_permitted", ""),
+    proof(Mechanism::ClientCertificate, "mtls", "server_role::each_kind_of_bad_certificate_is_refused_before_any_stream", ""),
+    proof(Mechanism::Authority, "mtls", "server_role::an_authority_that_is_not_the_pod_behind_the_address_is_answered_400", ""),
+    proof(Mechanism::Rotation, "mtls", "rotation::ten_second_certificates_rotate_under_load_without_one_failed_request", ""),
+    proof(Mechanism::ForgetSessions, "mesh_agent", "identity::tests::sessions::a_rotated_certificate_ends_sessions_on_either_side_but_no_connection", ""),
+    proof(Mechanism::KeyPermissions, "mesh_agent", "identity::ca::tests::wide_permissions_are_refused_with_the_remedy", ""),
+    proof(Mechanism::Connect4, "mtls", "wire::between_enrolled_pods_no_wire_ever_carries_plaintext", ""),
+    proof(Mechanism::Connect6, "capture", "ways::a_service_address_leads_to_its_pod_in_both_families_and_from_v4_mapped_sockets", ""),
+    proof(Mechanism::GetPeerName4, "capture", "ways::the_names_stay_true_on_connections_that_idle", ""),
+    proof(Mechanism::GetPeerName6, "capture", "ways::both_ends_see_the_addresses_they_would_see_without_a_mesh", ""),
+    proof(Mechanism::Handoff, "capture", "ways::a_pod_reaches_pods_of_its_node_and_of_another_in_both_families", ""),
+    proof(Mechanism::Steering, "mtls", "policy::strict_refuses_plaintext_and_still_lets_the_mesh_in", ""),
+    proof(Mechanism::NoReuseport, "capture", "life::a_process_in_the_pod_that_joins_the_listeners_ports_steals_nothing", ""),
+    proof(Mechanism::LoneListeners, "mesh_agent", "capture::tests::nothing_of_ours_joins_a_reuseport_group_and_sockets_are_made_as_promised", ""),
+    proof(Mechanism::HandoffTaken, "mesh_agent", "capture::tests::thousands_of_connections_of_all_kinds_leave_the_flow_maps_empty", ""),
+    proof(Mechanism::HandoffForgotten, "mesh_agent", "capture::tests::thousands_of_connections_of_all_kinds_leave_the_flow_maps_empty", ""),
+    proof(Mechanism::OwnAddresses, "capture", "bounds::loopback_and_the_pods_own_addresses_are_left_alone", ""),
+    proof(Mechanism::AgentPortDrop, "mesh_agent", "capture::tests::connections_from_off_the_pod_reach_the_listener_of_their_role", ""),
+    proof(Mechanism::NoListenerDrop, "capture", "life::while_the_agent_is_dead_connections_are_refused_and_nothing_goes_in_plaintext", ""),
+    proof(Mechanism::MptcpRefusal, "mesh_agent", "capture::tests::what_cannot_be_captured_is_refused_and_udp_passes", ""),
+    proof(Mechanism::StrictDrop, "mtls", "policy::strict_refuses_plaintext_and_still_lets_the_mesh_in", ""),
+    proof(Mechanism::TunnelToEnrolled, "mtls", "wire::between_enrolled_pods_no_wire_ever_carries_plaintext", ""),
+    proof(Mechanism::PoolPruning, "mesh_agent", "worker::tests::a_pod_that_takes_over_an_address_never_meets_its_predecessors_tunnel", ""),
+    proof(Mechanism::Retirement, "mesh_agent", "worker::tests::a_retired_pods_connections_are_reset_and_its_tunnels_dropped", ""),
+    proof(Mechanism::ClientAnnouncement, "capture", "ways::both_ends_see_the_addresses_they_would_see_without_a_mesh", ""),
+    proof(Mechanism::HalfClose, "capture", "flows::the_client_may_end_first_and_still_hear_the_answer", ""),
+    proof(Mechanism::ResetPropagation, "capture", "flows::a_reset_by_the_client_reaches_the_server_as_a_reset", ""),
+    proof(Mechanism::StreamCap, "mtls", "client_role::streams_that_the_peer_never_reads_do_not_stop_new_connections", ""),
+    proof(Mechanism::ConnectionBudget, "mesh_agent", "worker::tests::a_pod_over_its_connection_budget_is_refused_and_served_again_later", ""),
+    proof(Mechanism::HandshakeBudget, "mesh_agent", "worker::tests::garbage_and_silence_on_the_tunnels_port_disturb_nobody", ""),
+    proof(Mechanism::LastGoodState, "capture", "config::a_bad_document_is_named_with_line_and_column_and_the_last_good_one_stays_in_force", ""),
+];
