@@ -68,6 +68,10 @@ mechanisms! {
     NoReuseport = "no-reuseport",
     /// The agent's listeners join no reuseport group.
     LoneListeners = "lone-listeners",
+    /// The agent's listeners, and with them the connections that they accept, leave the application its port (SO_REUSEADDR).
+    ReuseAddress = "reuse-address",
+    /// Captured connections are spread over the rewrite ports.
+    RewriteSpread = "rewrite-spread",
     /// The agent takes the hand-off out of the map when it accepts.
     HandoffTaken = "handoff-taken",
     /// The kernel's side forgets the hand-off of a connection that nobody accepted.

@@ -88,7 +88,10 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr) -> Verdict {
 fn rewrite_port() -> u16 {
     // SAFETY: takes nothing, returns a number.
     let random = unsafe { bpf_get_prandom_u32() } as u16;
-    REWRITE_PORT_BASE + random % REWRITE_PORTS
+    match mutation::is_off(Mechanism::RewriteSpread) {
+        false => REWRITE_PORT_BASE + random % REWRITE_PORTS,
+        true => REWRITE_PORT_BASE,
+    }
 }
 
 /// `sockops`, TCP_CONNECT_CB: the socket has its local address and port, the SYN has not left (later is too late: with TCP Fast

@@ -4,6 +4,8 @@
 mod build;
 mod demo;
 mod deps;
+#[cfg(test)]
+mod documents;
 mod e2e;
 mod fuzz;
 mod lint;

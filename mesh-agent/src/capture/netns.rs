@@ -194,6 +194,9 @@ fn listener() -> io::Result<Socket> {
     if mutation::is_off(Mechanism::LoneListeners) || mutation::is_off(Mechanism::NoReuseport) {
         socket.set_reuse_port(true)?;
     }
+    if mutation::is_off(Mechanism::ReuseAddress) {
+        socket.set_reuse_address(false)?;
+    }
     socket.bind(&SocketAddr::new(address, 0).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)

@@ -44,6 +44,8 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::Steering, "mtls", "policy::strict_refuses_plaintext_and_still_lets_the_mesh_in", ""),
     proof(Mechanism::NoReuseport, "capture", "life::a_process_in_the_pod_that_joins_the_listeners_ports_steals_nothing", ""),
     proof(Mechanism::LoneListeners, "mesh_agent", "capture::tests::nothing_of_ours_joins_a_reuseport_group_and_sockets_are_made_as_promised", ""),
+    proof(Mechanism::ReuseAddress, "mesh_agent", "capture::tests::facts::an_application_can_bind_its_port_while_a_steered_connection_to_it_lives", ""),
+    proof(Mechanism::RewriteSpread, "mesh_agent", "capture::tests::facts::captured_connections_are_spread_over_the_rewrite_ports", ""),
     proof(Mechanism::HandoffTaken, "mesh_agent", "capture::tests::thousands_of_connections_of_all_kinds_leave_the_flow_maps_empty", ""),
     proof(Mechanism::HandoffForgotten, "mesh_agent", "capture::tests::thousands_of_connections_of_all_kinds_leave_the_flow_maps_empty", ""),
     proof(Mechanism::OwnAddresses, "capture", "bounds::loopback_and_the_pods_own_addresses_are_left_alone", ""),
