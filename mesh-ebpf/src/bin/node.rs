@@ -21,7 +21,7 @@ pub fn capture_connect4(ctx: SockAddrContext) -> i32 {
     match connect::capture(&ctx, ctx::sock_addr_addr4(&ctx)) {
         _ if mutation::is_off(Mechanism::Connect4) => PASS,
         Verdict::Pass => PASS,
-        Verdict::Refuse => REFUSE,
+        Verdict::Refuse(_) => REFUSE,
         Verdict::Rewrite(addr, port) => {
             ctx::set_sock_addr4(&ctx, addr, port);
             PASS
@@ -35,7 +35,7 @@ pub fn capture_connect6(ctx: SockAddrContext) -> i32 {
     match connect::capture(&ctx, ctx::sock_addr_addr6(&ctx)) {
         _ if mutation::is_off(Mechanism::Connect6) => PASS,
         Verdict::Pass => PASS,
-        Verdict::Refuse => REFUSE,
+        Verdict::Refuse(_) => REFUSE,
         Verdict::Rewrite(addr, port) => {
             ctx::set_sock_addr6(&ctx, addr, port);
             PASS
