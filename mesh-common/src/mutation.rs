@@ -9,8 +9,9 @@ macro_rules! mechanisms {
         /// A mechanism that a test build can switch off.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u32)]
+        #[expect(clippy::manual_non_exhaustive, reason = "the number zero means nothing to the BPF programs")]
         pub enum Mechanism {
-            /// Never switched off; keeps zero free, which means "nothing" to the BPF programs.
+            /// Never switched off.
             #[doc(hidden)]
             Nothing,
             $($(#[$doc])+ $variant,)+

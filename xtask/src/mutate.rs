@@ -92,15 +92,14 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Proof>> {
 fn programs(project: &Project) -> Result<BTreeMap<String, TestProgram>> {
     let mut programs = build::mutants(project)?;
     let mut suites = project.cargo();
-    suites.args([
-        "test",
-        "--locked",
-        "--package",
-        "mesh-tests",
-        "--tests",
-        "--bins",
-        "--no-run",
-    ]);
+    // As `cargo xtask e2e` builds them, so that nothing is built twice.
+    suites.args(["build", "--locked", "--workspace", "--bins"]);
+    run::step("build: what the suites run", || run::show(&mut suites))?;
+    let mut suites = project.cargo();
+    suites.args(["test", "--locked", "--workspace", "--no-run"]);
+    for name in e2e::suites(project)? {
+        suites.args(["--test", &name]);
+    }
     programs.extend(run::step("build: suites", || run::test_programs(&mut suites))?);
     Ok(programs
         .into_iter()
