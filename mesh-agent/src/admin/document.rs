@@ -71,6 +71,9 @@ pub struct ConnectionCounts {
     pub live: usize,
     /// Opened since the start.
     pub opened: u64,
+    /// Of these, tried again on another tunnel because the peer had not processed them.
+    #[serde(default)]
+    pub retried: u64,
 }
 
 /// Certificates of local identities.

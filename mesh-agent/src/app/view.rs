@@ -114,6 +114,7 @@ impl View for AgentView {
             connections: ConnectionCounts {
                 live: self.log.len(),
                 opened: self.log.opened(),
+                retried: self.log.retries().counts().iter().map(|(_, n)| n).sum(),
             },
             certificates: certificate_counts(&self.identities.status()),
             rejections: snapshot.diagnostics().rejections.len(),

@@ -93,8 +93,8 @@ pub(super) fn status(status: &Status) -> String {
     row(
         "Connections",
         format!(
-            "{} live, {} since the start",
-            connections.live, connections.opened
+            "{} live, {} since the start, {} tried again",
+            connections.live, connections.opened, connections.retried
         ),
     );
     row(

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::deliver;
 use crate::identity;
 use crate::telemetry::connections::{ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security};
-use crate::tunnel::copy::{self, CopyError, Side};
+use crate::tunnel::copy::{self, CopyError, Early, Side};
 use crate::tunnel::{
     AppStream, Carried, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers,
 };
@@ -241,16 +241,9 @@ impl Stream {
     ) {
         let outcome = match respond.send_response(answer(StatusCode::OK), false) {
             Ok(send) => {
-                let opened = std::future::ready(Ok(body));
-                copy::carry(
-                    app,
-                    Side::Server,
-                    send,
-                    opened,
-                    &self.pressure,
-                    connection.counts(),
-                )
-                .await
+                let early = Early::default();
+                let counts = connection.counts();
+                copy::carry(app, Side::Server, early, (send, body), &self.pressure, counts).await
             }
             Err(error) => Err(error.into()),
         };

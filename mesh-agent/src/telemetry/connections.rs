@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime};
 use mesh_core::model::{Service, SpiffeId, Workload};
 
 use super::access_log;
-use super::traffic::{Failures, Handshakes, Series, SeriesKey, Traffic};
+use super::traffic::{Failures, Handshakes, Retries, Series, SeriesKey, Traffic};
 
 /// Which side of a connection this agent is on; Istio's `reporter` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -213,6 +213,7 @@ pub struct ConnectionLog {
     traffic: Traffic,
     failures: Failures,
     handshakes: Handshakes,
+    retries: Retries,
 }
 
 impl ConnectionLog {
@@ -252,6 +253,16 @@ impl ConnectionLog {
     /// Counts a finished handshake, or a failed one by reason (a short fixed word).
     pub fn handshake(&self, role: HandshakeRole, outcome: Result<(), &'static str>) {
         self.handshakes.count(role, outcome);
+    }
+
+    /// Counts a stream that was tried again because the peer had not processed it; `reason` is a short fixed word.
+    pub fn retried(&self, reason: &'static str) {
+        self.retries.count(reason);
+    }
+
+    /// The counters of retries, for the registry.
+    pub fn retries(&self) -> &Retries {
+        &self.retries
     }
 
     /// The live connections, the oldest first within a shard. Takes each shard's lock for as long as it takes to copy its list.

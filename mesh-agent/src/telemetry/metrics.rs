@@ -240,7 +240,16 @@ fn outcomes(log: &ConnectionLog) -> Vec<MetricFamily> {
                 .label("reason", reason)
         })
         .collect();
+    let retries = log.retries().counts().into_iter();
+    let retries = retries
+        .map(|(reason, n)| Row::new(n as f64).label("reason", reason))
+        .collect();
     vec![
+        Kind::Counter.family(
+            "mesh_agent_stream_retries_total",
+            "Connections that were tried again on another tunnel because the peer had not processed them.",
+            retries,
+        ),
         Kind::Counter.family(
             "mesh_agent_handshakes_total",
             "TLS handshakes finished or failed.",

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
-use http::{Request, StatusCode};
+use h2::SendStream;
+use http::Request;
 use mesh_core::model::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 
@@ -144,7 +144,9 @@ impl Slot {
     /// When the connection has closed or is about to.
     pub async fn open(self, request: Request<()>) -> Result<OpenStream, h2::Error> {
         let mut requests = self.connection.requests.clone();
-        let opened = match poll_fn(|cx| requests.poll_ready(cx)).await {
+        let ready = poll_fn(|cx| requests.poll_ready(cx)).await;
+        let written_before = self.connection.pressure.written();
+        let opened = match ready {
             Ok(()) => requests.send_request(request, false),
             Err(error) => Err(error),
         };
@@ -154,6 +156,7 @@ impl Slot {
                 send,
                 pressure: Arc::clone(&self.connection.pressure),
                 guard: self.guard,
+                written_before,
             }),
             Err(error) => {
                 self.connection.pressure.close();
@@ -166,34 +169,53 @@ impl Slot {
 /// A CONNECT under way.
 #[derive(Debug)]
 pub struct OpenStream {
-    response: ResponseFuture,
+    /// Comes with the receiving half, which is worth something with status 200.
+    pub response: ResponseFuture,
     /// Takes data at once.
     pub send: SendStream<Bytes>,
     /// Load of the connection.
     pub pressure: Arc<Pressure>,
     /// Keeps the stream's place.
     pub guard: StreamGuard,
+    /// What had been written to the connection before the request.
+    pub(super) written_before: u64,
+}
+
+/// Why a stream that failed is known not to have been processed: only then may it be sent again, with its data (RFC 9113, 8.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unprocessed {
+    /// The peer's GOAWAY names a last stream below it.
+    GoAway,
+    /// The peer reset it with REFUSED_STREAM.
+    Refused,
+    /// The connection ended before a byte of it was written.
+    Unwritten,
+}
+
+impl Unprocessed {
+    /// A short fixed word: the metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unprocessed::GoAway => "goaway",
+            Unprocessed::Refused => "refused_stream",
+            Unprocessed::Unwritten => "not_sent",
+        }
+    }
 }
 
 impl OpenStream {
-    /// Splits off the receiving half, which comes with status 200.
-    pub fn split(
-        self,
-    ) -> (
-        SendStream<Bytes>,
-        impl Future<Output = Result<RecvStream, CopyError>>,
-        Arc<Pressure>,
-        StreamGuard,
-    ) {
-        let response = self.response;
-        let opened = async {
-            let response = response.await?;
-            match response.status() {
-                StatusCode::OK => Ok(response.into_body()),
-                status => Err(CopyError::refused(status.as_u16())),
+    /// Whether the peer, although the stream failed with `error` before it was answered, certainly has not processed it. `None`: it may
+    /// have.
+    pub fn unprocessed(&self, error: &CopyError) -> Option<Unprocessed> {
+        match error {
+            CopyError::AppReset { .. } | CopyError::Refused { .. } => None,
+            _ if self.pressure.disowns(self.send.stream_id().into()) => Some(Unprocessed::GoAway),
+            CopyError::StreamReset(h2::Reason::REFUSED_STREAM) => Some(Unprocessed::Refused),
+            CopyError::TunnelBroken(_) if self.pressure.written() == self.written_before => {
+                Some(Unprocessed::Unwritten)
             }
-        };
-        (self.send, opened, self.pressure, self.guard)
+            CopyError::StreamReset(_) | CopyError::TunnelBroken(_) => None,
+        }
     }
 }
 

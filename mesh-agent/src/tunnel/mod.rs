@@ -14,7 +14,7 @@ mod server;
 mod stream;
 
 pub use carried::Carried;
-pub use client::{Connection, OpenStream};
+pub use client::{Connection, OpenStream, Slot, Unprocessed};
 pub use dial::{delivery_source, dial, from_source};
 pub use error::TunnelError;
 pub use meter::{Meter, Pressure};

@@ -4,9 +4,10 @@
 //! Both directions of a connection run in one future. Idle ones hold no buffer. A direction yields after [`YIELD_AFTER`] bytes.
 
 mod downlink;
+mod early;
 mod uplink;
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
@@ -15,13 +16,16 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
+use http::StatusCode;
 use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 
-use super::{AppStream, Pressure};
+pub use early::{EARLY_LIMIT, Early};
+
+use super::{AppStream, OpenStream, Pressure};
 use crate::telemetry::connections::{ByteCounts, ResponseFlag};
 
 /// Bytes after which a direction lets others run.
@@ -193,8 +197,49 @@ pub async fn aborted(app: &AppStream, side: Side) -> CopyError {
     App { tcp: app.tcp(), side }.aborted().await
 }
 
-/// Carries `app` over a stream until both directions have ended. `side` is the application behind `app`; `opened` yields the
-/// receiving half, as soon as the other agent has accepted (for an accepted stream: at once).
+/// Waits for the other agent's answer to `stream`, and meanwhile carries what the client has sent. That stays in `early` until the 200:
+/// a stream that failed before it may be followed by another, which gets everything from the start.
+///
+/// # Errors
+/// See [`CopyError`]; the stream is reset then, the application is left as it is.
+pub async fn answered(
+    app: &mut AppStream,
+    stream: &mut OpenStream,
+    early: &mut Early,
+    counts: &ByteCounts,
+) -> Result<RecvStream, CopyError> {
+    early.rewind();
+    let outcome = {
+        let (mut from, to) = app.split();
+        let end = App::client(to.as_ref());
+        let OpenStream {
+            response,
+            send,
+            pressure,
+            ..
+        } = stream;
+        tokio::select! {
+            biased;
+            response = response => match response {
+                Ok(response) if response.status() == StatusCode::OK => Ok(response.into_body()),
+                Ok(response) => Err(CopyError::refused(response.status().as_u16())),
+                Err(error) => Err(error.into()),
+            },
+            error = end.aborted() => Err(error),
+            fed = early.feed(end, &mut from, send, pressure, counts) => match fed {
+                Ok(never) => match never {},
+                Err(error) => Err(error),
+            },
+        }
+    };
+    if outcome.is_err() {
+        stream.send.send_reset(h2::Reason::CANCEL);
+    }
+    outcome
+}
+
+/// Carries `app` over an accepted stream until both directions have ended. `side` is the application behind `app`, and `early` what it has
+/// sent before.
 ///
 /// On success `app` is closed in order; on failure it is reset, and so is the stream.
 ///
@@ -203,8 +248,8 @@ pub async fn aborted(app: &AppStream, side: Side) -> CopyError {
 pub async fn carry(
     mut app: AppStream,
     side: Side,
-    mut send: SendStream<Bytes>,
-    opened: impl Future<Output = Result<RecvStream, CopyError>>,
+    early: Early,
+    (mut send, recv): (SendStream<Bytes>, RecvStream),
     pressure: &Arc<Pressure>,
     counts: &ByteCounts,
 ) -> Result<(), CopyError> {
@@ -215,9 +260,10 @@ pub async fn carry(
             side,
         };
         let both = async {
-            tokio::try_join!(uplink::run(end, &mut from, &mut send, pressure, counts), async {
-                downlink::run(end, opened.await?, counts).await
-            },)
+            tokio::try_join!(
+                uplink::run(end, &mut from, early, &mut send, pressure, counts),
+                downlink::run(end, recv, counts),
+            )
         };
         tokio::select! {
             biased;

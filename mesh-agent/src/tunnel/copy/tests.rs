@@ -102,6 +102,26 @@ struct Way {
     far_counts: Arc<ByteCounts>,
 }
 
+/// What the outbound side does with an open stream.
+async fn over_stream(
+    mut app: AppStream,
+    mut stream: OpenStream,
+    counts: &ByteCounts,
+) -> Result<(), CopyError> {
+    let mut early = Early::default();
+    let recv = answered(&mut app, &mut stream, &mut early, counts).await?;
+    let pressure = Arc::clone(&stream.pressure);
+    carry(
+        app,
+        Side::Client,
+        early,
+        (stream.send, recv),
+        &pressure,
+        counts,
+    )
+    .await
+}
+
 async fn way(tunnel: &mut Tunnel) -> Way {
     let (client, near_app) = tcp_pair().await;
     let (server, far_app) = tcp_pair().await;
@@ -109,15 +129,22 @@ async fn way(tunnel: &mut Tunnel) -> Way {
     let stream = tunnel.open().await;
     let counts = Arc::clone(&near_counts);
     let near = tokio::spawn(async move {
-        let (send, opened, pressure, _place) = stream.split();
-        carry(near_app, Side::Client, send, opened, &pressure, &counts).await
+        over_stream(near_app, stream, &counts).await
     });
     let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
     let counts = Arc::clone(&far_counts);
     let far = tokio::spawn(async move {
         let send = respond.send_response(Response::new(()), false).unwrap();
-        let opened = std::future::ready(Ok(request.into_body()));
-        carry(far_app, Side::Server, send, opened, &Arc::default(), &counts).await
+        let streams = (send, request.into_body());
+        carry(
+            far_app,
+            Side::Server,
+            Early::default(),
+            streams,
+            &Arc::default(),
+            &counts,
+        )
+        .await
     });
     Way {
         client,
@@ -345,10 +372,7 @@ async fn a_refusing_status_resets_the_client_and_is_named() {
     ] {
         let (mut client, app) = tcp_pair().await;
         let stream = tunnel.open().await;
-        let near = tokio::spawn(async move {
-            let (send, opened, pressure, _place) = stream.split();
-            carry(app, Side::Client, send, opened, &pressure, &ByteCounts::default()).await
-        });
+        let near = tokio::spawn(async move { over_stream(app, stream, &ByteCounts::default()).await });
         client.write_all(b"sent before the answer").await.unwrap();
         let (_request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
         let mut response = Response::new(());
@@ -364,15 +388,46 @@ async fn data_follows_the_connect_without_waiting_for_the_answer() {
     let mut tunnel = Tunnel::new().await;
     let (mut client, app) = tcp_pair().await;
     let stream = tunnel.open().await;
-    let near = tokio::spawn(async move {
-        let (send, opened, pressure, _place) = stream.split();
-        carry(app, Side::Client, send, opened, &pressure, &ByteCounts::default()).await
-    });
+    let near = tokio::spawn(async move { over_stream(app, stream, &ByteCounts::default()).await });
     client.write_all(b"early").await.unwrap();
     let (request, _respond) = soon(tunnel.accepted.recv()).await.unwrap();
     let data = soon(request.into_body().data()).await.unwrap().unwrap();
     assert_eq!(data, "early");
     near.abort();
+}
+
+#[tokio::test]
+async fn a_stream_of_which_nothing_was_written_is_known_not_to_have_been_processed() {
+    for driven in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let peer = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let (connection, driver) = Connection::over(dialled, peer).await.unwrap();
+        let request = Request::connect("198.18.0.1:80").body(()).unwrap();
+        let slot = Arc::new(connection).reserve().unwrap();
+        let mut stream = soon(slot.open(request)).await.unwrap();
+        let mut driver = tokio::spawn(driver);
+        let (_client, mut app) = tcp_pair().await;
+        if driven {
+            // The request leaves; what became of it, nobody knows.
+            let _ = tokio::time::timeout(Duration::from_millis(100), &mut driver).await;
+        } else {
+            driver.abort();
+        }
+        drop(far);
+        let mut early = Early::default();
+        let error = soon(answered(
+            &mut app,
+            &mut stream,
+            &mut early,
+            &ByteCounts::default(),
+        ))
+        .await
+        .unwrap_err();
+        let expected = (!driven).then_some(crate::tunnel::Unprocessed::Unwritten);
+        assert_eq!(stream.unprocessed(&error), expected, "{error}");
+    }
 }
 
 #[tokio::test]
@@ -405,12 +460,11 @@ async fn four_hundred_thousand_tiny_unread_frames_cost_nobody_the_connection() {
     let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
     let far = tokio::spawn(async move {
         let send = respond.send_response(Response::new(()), false).unwrap();
-        let opened = std::future::ready(Ok(request.into_body()));
         carry(
             far_app,
             Side::Server,
-            send,
-            opened,
+            Early::default(),
+            (send, request.into_body()),
             &Arc::default(),
             &ByteCounts::default(),
         )

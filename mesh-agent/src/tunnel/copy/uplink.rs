@@ -13,7 +13,7 @@ use h2::SendStream;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::tcp::ReadHalf;
 
-use super::{App, CopyError, Turn};
+use super::{App, CopyError, Early, Turn};
 use crate::telemetry::connections::ByteCounts;
 use crate::tunnel::Pressure;
 
@@ -37,14 +37,20 @@ pub(super) fn with_scratch<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
     })
 }
 
-/// Carries what the application sends until it ends its direction.
+/// Carries what the application sends until it ends its direction; first what is left of `early`.
 pub(super) async fn run(
     app: App<'_>,
     from: &mut ReadHalf<'_>,
+    mut early: Early,
     send: &mut SendStream<Bytes>,
     pressure: &Arc<Pressure>,
     counts: &ByteCounts,
 ) -> Result<(), CopyError> {
+    early.send(send, pressure).await?;
+    if early.is_over() {
+        return Ok(());
+    }
+    drop(early);
     let mut turn = Turn::default();
     let mut reader = Reader { bulk: false };
     loop {
@@ -95,7 +101,7 @@ async fn send_all(
 }
 
 /// Waits until the peer takes up to `want` bytes more; how many. A long wait is told to the connection's pool.
-async fn capacity(
+pub(super) async fn capacity(
     send: &mut SendStream<Bytes>,
     want: usize,
     pressure: &Arc<Pressure>,

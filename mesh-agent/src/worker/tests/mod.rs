@@ -1,6 +1,8 @@
 //! Whole ways: client, outbound listener, tunnel under mutual TLS, tunnel listener, application.
 
 mod peer;
+mod raw;
+mod retries;
 mod world;
 
 use std::io::ErrorKind;

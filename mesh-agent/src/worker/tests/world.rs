@@ -140,6 +140,7 @@ pub(super) struct World {
     pub(super) flows: Arc<MemoryFlows>,
     pub(super) snapshots: Arc<SnapshotCell>,
     pub(super) identities: Arc<Identities>,
+    pub(super) log: Arc<ConnectionLog>,
     outbound: Mutex<HashMap<(String, bool), SocketAddr>>,
     _state: tempfile::TempDir,
 }
@@ -201,11 +202,12 @@ impl World {
             identities.ensure(&identity(name)).await.unwrap();
         }
         let flows = Arc::<MemoryFlows>::default();
+        let log = Arc::<ConnectionLog>::default();
         let path = DataPath {
             snapshots: Arc::clone(&snapshots),
             flows: Arc::clone(&flows) as _,
             identities: Arc::clone(&identities),
-            log: Arc::<ConnectionLog>::default(),
+            log: Arc::clone(&log),
             limits,
         };
         let workers = Workers::start(1, path).unwrap();
@@ -214,6 +216,7 @@ impl World {
             flows,
             snapshots,
             identities,
+            log,
             outbound: Mutex::default(),
             _state: state,
         }
