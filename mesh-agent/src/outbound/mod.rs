@@ -206,9 +206,9 @@ async fn forward(
             tunnel(context, app, &key, &request, connection).await
         }
         Transport::Passthrough | Transport::Hairpin => {
-            let dialled = async { Ok(dial(&context.pod, outbound.address, |_| Ok(())).await?) };
-            let server = AppStream::new(unless_aborted(&app, dialled).await?).watch_peer();
-            Ok(copy::splice(app, server, connection.counts()).await?)
+            let dialled = async { Ok(dial(context, outbound.address, |_| Ok(())).await?) };
+            let server = AppStream::new(unless_aborted(&app, dialled).await?);
+            Ok(copy::splice(app, server, &context.account(connection)).await?)
         }
     }
 }
@@ -288,17 +288,19 @@ async fn tunnel(
     request: &Request<()>,
     connection: &Carried,
 ) -> Result<(), Failure> {
-    let counts = connection.counts();
+    let account = context.account(connection);
     let mut early = Early::default();
     let mut refused = Vec::new();
     let mut attempt = 1;
     loop {
         let slot = unless_aborted(&app, slot(context, key, &refused)).await?;
         let why = match slot.open(request.clone()).await {
-            Ok(mut stream) => match copy::answered(&mut app, &mut stream, &mut early, counts).await {
+            Ok(mut stream) => match copy::answered(&mut app, &mut stream, &mut early, &account).await {
                 Ok(recv) => {
                     let streams = (stream.send, recv);
-                    return Ok(copy::carry(app, Side::Client, early, streams, &stream.pressure, counts).await?);
+                    return Ok(
+                        copy::carry(app, Side::Client, early, streams, &stream.pressure, &account).await?,
+                    );
                 }
                 Err(error) => match stream.unprocessed(&error) {
                     Some(why) if attempt < ATTEMPTS && key.is_current(&context.path.snapshots.load()) => {

@@ -2,21 +2,22 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
 use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
 use mesh_core::model::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 
+use super::budget::Windows;
 use super::copy::CopyError;
 use super::meter::{Room, StreamGuard};
 use super::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST,
-    MAX_STREAMS, Meter, PodContext, PoolKey, Pressure, READ_BUFFER, SEND_BUFFER, STREAM_WINDOW, TunnelError,
-    dial, from_source, keepalive,
+    Budget, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS,
+    Meter, PodContext, PoolKey, Pressure, READ_BUFFER, SEND_BUFFER, TunnelError, dial, from_source,
+    keepalive, used_within,
 };
 use crate::identity;
 use crate::telemetry::connections::HandshakeRole;
@@ -47,7 +48,7 @@ impl Connection {
             .identities
             .tls(&key.source_identity)
             .ok_or_else(|| TunnelError::NoCertificate(key.source_identity.clone()))?;
-        let tcp = dial(&context.pod, address, |socket| match key.source_address {
+        let tcp = dial(context, address, |socket| match key.source_address {
             Some(source) => from_source(socket, source),
             None => Ok(()),
         })
@@ -61,7 +62,7 @@ impl Connection {
             reason: e.reason,
             message: e.message,
         })?;
-        tokio::time::timeout(DIAL_TIMEOUT, Self::over(io, peer))
+        tokio::time::timeout(DIAL_TIMEOUT, Self::over(io, peer, &context.budget))
             .await
             .map_err(|_| TunnelError::timeout(address, "HTTP/2", DIAL_TIMEOUT))?
             .map_err(|e| TunnelError::Http2 {
@@ -70,20 +71,21 @@ impl Connection {
             })
     }
 
-    /// Speaks HTTP/2 over `io`, whose other end has proven to be `peer`.
+    /// Speaks HTTP/2 over `io`, whose other end has proven to be `peer`, with windows as `budget` has them.
     ///
     /// # Errors
     /// When the preface cannot be written.
-    pub(super) async fn over<Io>(io: Io, peer: SpiffeId) -> Result<Established, h2::Error>
+    pub(super) async fn over<Io>(io: Io, peer: SpiffeId, budget: &Budget) -> Result<Established, h2::Error>
     where
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let pressure = Arc::new(Pressure::default());
         let io = Meter::new(io, Arc::clone(&pressure));
+        let windows = budget.windows();
         let (requests, connection) = h2::client::Builder::new()
             .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_window_size(windows.usual())
+            .initial_connection_window_size(windows.usual().saturating_mul(MAX_STREAMS))
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
@@ -92,7 +94,7 @@ impl Connection {
             .max_concurrent_streams(0)
             .handshake(io)
             .await?;
-        let driver = Box::pin(drive(connection, Arc::clone(&pressure)));
+        let driver = Box::pin(drive(connection, Arc::clone(&pressure), windows));
         Ok((
             Self {
                 requests,
@@ -208,7 +210,7 @@ impl OpenStream {
     /// have.
     pub fn unprocessed(&self, error: &CopyError) -> Option<Unprocessed> {
         match error {
-            CopyError::AppReset { .. } | CopyError::Refused { .. } => None,
+            CopyError::AppReset { .. } | CopyError::Refused { .. } | CopyError::Idle(_) => None,
             _ if self.pressure.disowns(self.send.stream_id().into()) => Some(Unprocessed::GoAway),
             CopyError::StreamReset(h2::Reason::REFUSED_STREAM) => Some(Unprocessed::Refused),
             CopyError::TunnelBroken(_) if self.pressure.written() == self.written_before => {
@@ -220,25 +222,25 @@ impl OpenStream {
 }
 
 /// Drives a connection until it ends, is silent, or has been idle for [`IDLE_TIMEOUT`].
-async fn drive<Io>(mut connection: h2::client::Connection<Io, Bytes>, pressure: Arc<Pressure>)
-where
+async fn drive<Io>(
+    mut connection: h2::client::Connection<Io, Bytes>,
+    pressure: Arc<Pressure>,
+    mut windows: Windows,
+) where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let gone = match connection.ping_pong() {
-        Some(pings) => {
-            let mut used = Instant::now();
-            let tick = || {
-                if pressure.streams() > 0 {
-                    used = Instant::now();
-                }
-                used.elapsed() < IDLE_TIMEOUT && !pressure.is_closing()
-            };
-            tokio::select! {
-                _ = &mut connection => None,
-                gone = keepalive(pings, tick) => Some(gone),
+    let Some(pings) = connection.ping_pong() else {
+        return pressure.close();
+    };
+    let mut alive = std::pin::pin!(keepalive(pings, used_within(&pressure, IDLE_TIMEOUT)));
+    let gone = loop {
+        tokio::select! {
+            _ = &mut connection => break None,
+            gone = &mut alive => break Some(gone),
+            window = windows.due() => {
+                windows.changed(window, connection.set_initial_window_size(window).is_ok());
             }
         }
-        None => None,
     };
     // From here on the pool hands out no place; one that was handed out before is honoured.
     pressure.close();
@@ -253,6 +255,6 @@ where
 /// Resolves once there is no stream.
 async fn unused(pressure: &Pressure) {
     while pressure.streams() > 0 {
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

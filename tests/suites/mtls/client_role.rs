@@ -295,7 +295,10 @@ fn a_stream_that_the_peer_did_not_process_costs_no_connection() -> Result<()> {
         let peer = PeerServer::start(&scene.far, &far_leaf(&scene)?, &args)?;
         assert_ping(&scene)?;
         let refused = &peer.wait_events("refused", 1)?[0];
-        assert_eq!(refused["early"], "ping\n", "the client's data was there: {refused}");
+        assert_eq!(
+            refused["early"], "ping\n",
+            "the client's data was there: {refused}"
+        );
         let streams = peer.wait_events("stream", 2)?;
         assert_ne!(
             streams[0]["connection"], streams[1]["connection"],

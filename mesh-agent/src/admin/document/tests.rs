@@ -40,7 +40,8 @@ fn a_connection_is_shown_with_both_parties() {
             "requested": "198.18.9.9:80",
             "service": "payment.shop.svc.cluster.local",
             "received_bytes": 10,
-            "sent_bytes": 2000
+            "sent_bytes": 2000,
+            "held_bytes": 0
         })
     );
 }

@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -12,8 +13,7 @@ use tokio::net::tcp::ReadHalf;
 
 use super::uplink::{capacity, with_scratch};
 use super::{App, CopyError};
-use crate::telemetry::connections::ByteCounts;
-use crate::tunnel::Pressure;
+use crate::tunnel::{Account, Pressure};
 
 /// What is kept at most, bytes. An application that has sent more is not read from until the answer has come.
 pub const EARLY_LIMIT: usize = 64 << 10;
@@ -46,16 +46,16 @@ impl Early {
         app: App<'_>,
         from: &mut ReadHalf<'_>,
         send: &mut SendStream<Bytes>,
-        pressure: &std::sync::Arc<Pressure>,
-        counts: &ByteCounts,
+        pressure: &Arc<Pressure>,
+        account: &Arc<Account>,
     ) -> Result<std::convert::Infallible, CopyError> {
         loop {
             self.send(send, pressure).await?;
             if self.ended || self.len >= EARLY_LIMIT {
                 std::future::pending::<()>().await;
             }
-            let data = self.read(app, from).await?;
-            app.side.count_from(counts, data.len());
+            let data = self.read(app, from, account).await?;
+            app.side.count_from(&account.counts, data.len());
             self.push(data);
         }
     }
@@ -64,7 +64,7 @@ impl Early {
     pub(super) async fn send(
         &mut self,
         send: &mut SendStream<Bytes>,
-        pressure: &std::sync::Arc<Pressure>,
+        pressure: &Arc<Pressure>,
     ) -> Result<(), CopyError> {
         while let Some(mut rest) = self.unsent() {
             let room = capacity(send, rest.len(), pressure).await?;
@@ -111,9 +111,14 @@ impl Early {
         }
     }
 
-    async fn read(&self, app: App<'_>, from: &mut ReadHalf<'_>) -> Result<Bytes, CopyError> {
+    async fn read(
+        &self,
+        app: App<'_>,
+        from: &mut ReadHalf<'_>,
+        account: &Arc<Account>,
+    ) -> Result<Bytes, CopyError> {
         let most = EARLY_LIMIT.saturating_sub(self.len);
-        poll_fn(|cx| read_up_to(most, from, cx))
+        poll_fn(|cx| read_up_to(most, from, account, cx))
             .await
             .map_err(|e| app.failed(e))
     }
@@ -122,12 +127,13 @@ impl Early {
 fn read_up_to(
     most: usize,
     from: &mut ReadHalf<'_>,
+    account: &Arc<Account>,
     cx: &mut Context<'_>,
 ) -> Poll<std::io::Result<Bytes>> {
     with_scratch(|scratch| {
         let most = most.min(scratch.len());
         let mut buffer = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
         ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
-        Poll::Ready(Ok(Bytes::copy_from_slice(buffer.filled())))
+        Poll::Ready(Ok(account.sending(buffer.filled().to_vec())))
     })
 }

@@ -5,6 +5,7 @@
 
 mod downlink;
 mod early;
+mod idle;
 mod uplink;
 
 use std::future::poll_fn;
@@ -13,6 +14,7 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
@@ -25,7 +27,7 @@ use tokio::net::tcp::ReadHalf;
 
 pub use early::{EARLY_LIMIT, Early};
 
-use super::{AppStream, OpenStream, Pressure};
+use super::{Account, AppStream, OpenStream, Pressure};
 use crate::telemetry::connections::{ByteCounts, ResponseFlag};
 
 /// Bytes after which a direction lets others run.
@@ -48,6 +50,9 @@ pub enum CopyError {
     /// The tunnel's connection failed.
     #[error("the tunnel broke: {0} (did the other agent, its node or its network go away?)")]
     TunnelBroken(String),
+    /// Nothing was carried for as long as the setting allows.
+    #[error("no byte in either direction for {0:?}, the idle timeout that is set")]
+    Idle(Duration),
     /// The other agent did not open the stream.
     #[error("the destination's agent refused with status {status}: {hint}")]
     Refused {
@@ -64,6 +69,7 @@ impl CopyError {
         match self {
             CopyError::Refused { status: 503, .. } => ResponseFlag::Connect,
             CopyError::Refused { .. } => ResponseFlag::Deny,
+            CopyError::Idle(_) => ResponseFlag::IdleTimeout,
             _ => ResponseFlag::Reset,
         }
     }
@@ -79,6 +85,7 @@ impl CopyError {
             } => "server_reset",
             CopyError::StreamReset(_) => "stream_reset",
             CopyError::TunnelBroken(_) => "tunnel_broken",
+            CopyError::Idle(_) => "idle_timeout",
             CopyError::Refused { status: 400, .. } => "refused_400",
             CopyError::Refused { status: 401, .. } => "refused_401",
             CopyError::Refused { status: 503, .. } => "refused_503",
@@ -206,7 +213,7 @@ pub async fn answered(
     app: &mut AppStream,
     stream: &mut OpenStream,
     early: &mut Early,
-    counts: &ByteCounts,
+    account: &Arc<Account>,
 ) -> Result<RecvStream, CopyError> {
     early.rewind();
     let outcome = {
@@ -226,7 +233,8 @@ pub async fn answered(
                 Err(error) => Err(error.into()),
             },
             error = end.aborted() => Err(error),
-            fed = early.feed(end, &mut from, send, pressure, counts) => match fed {
+            error = idle::idle(account) => Err(error),
+            fed = early.feed(end, &mut from, send, pressure, account) => match fed {
                 Ok(never) => match never {},
                 Err(error) => Err(error),
             },
@@ -251,7 +259,7 @@ pub async fn carry(
     early: Early,
     (mut send, recv): (SendStream<Bytes>, RecvStream),
     pressure: &Arc<Pressure>,
-    counts: &ByteCounts,
+    account: &Arc<Account>,
 ) -> Result<(), CopyError> {
     let outcome = {
         let (mut from, to) = app.split();
@@ -261,14 +269,15 @@ pub async fn carry(
         };
         let both = async {
             tokio::try_join!(
-                uplink::run(end, &mut from, early, &mut send, pressure, counts),
-                downlink::run(end, recv, counts),
+                uplink::run(end, &mut from, early, &mut send, pressure, account),
+                downlink::run(end, recv, account),
             )
         };
         tokio::select! {
             biased;
             outcome = both => outcome.map(|_| ()),
             error = end.aborted() => Err(error),
+            error = idle::idle(account) => Err(error),
         }
     };
     match outcome {
@@ -292,7 +301,7 @@ pub async fn carry(
 pub async fn splice(
     mut client: AppStream,
     mut server: AppStream,
-    counts: &ByteCounts,
+    account: &Arc<Account>,
 ) -> Result<(), CopyError> {
     {
         let (mut from_client, to_client) = client.split();
@@ -300,8 +309,8 @@ pub async fn splice(
         let (near, far) = (App::client(to_client.as_ref()), App::server(to_server.as_ref()));
         let both = async {
             tokio::try_join!(
-                pump(near, &mut from_client, far, counts),
-                pump(far, &mut from_server, near, counts),
+                pump(near, &mut from_client, far, account),
+                pump(far, &mut from_server, near, account),
             )
         };
         tokio::select! {
@@ -309,6 +318,7 @@ pub async fn splice(
             outcome = both => outcome.map(|_| ()),
             error = near.aborted() => Err(error),
             error = far.aborted() => Err(error),
+            error = idle::idle(account) => Err(error),
         }?;
     }
     client.finish();
@@ -321,7 +331,7 @@ async fn pump(
     from: App<'_>,
     read: &mut ReadHalf<'_>,
     to: App<'_>,
-    counts: &ByteCounts,
+    account: &Arc<Account>,
 ) -> Result<(), CopyError> {
     let mut turn = Turn::default();
     loop {
@@ -330,8 +340,11 @@ async fn pump(
         if relayed.read == 0 {
             return to.end();
         }
-        write_all(to, &relayed.rest).await?;
-        from.side.count_from(counts, relayed.read);
+        if !relayed.rest.is_empty() {
+            let _held = account.hold(relayed.rest.capacity());
+            write_all(to, &relayed.rest).await?;
+        }
+        from.side.count_from(&account.counts, relayed.read);
         turn.took(relayed.read).await;
     }
 }

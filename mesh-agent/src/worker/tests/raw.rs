@@ -30,11 +30,14 @@ pub(super) enum Act {
 /// RFC 9113, 7.
 pub(super) const REFUSED_STREAM: u32 = 7;
 
+/// Bytes by connection and stream.
+type Got = BTreeMap<(usize, u32), Vec<u8>>;
+
 /// A running peer. Each connection deals with all its streams alike.
 #[derive(Clone, Default)]
 pub(super) struct RawPeer {
     /// What has come, by connection and stream, in this order.
-    pub(super) got: Arc<Mutex<BTreeMap<(usize, u32), Vec<u8>>>>,
+    pub(super) got: Arc<Mutex<Got>>,
     end: tokio_util::sync::CancellationToken,
 }
 

@@ -100,9 +100,17 @@ fn before_the_answer_a_client_is_read_from_up_to_a_limit_and_all_of_it_is_sent_a
             });
             let mut got = Vec::new();
             from.read_to_end(&mut got).await.unwrap();
-            assert!(got == sent, "{} bytes came back, not as they were sent", got.len());
+            assert!(
+                got == sent,
+                "{} bytes came back, not as they were sent",
+                got.len()
+            );
             let streams = peer.streams();
-            assert!(streams[0] == sent[..EARLY_LIMIT], "the first stream got {}", streams[0].len());
+            assert!(
+                streams[0] == sent[..EARLY_LIMIT],
+                "the first stream got {}",
+                streams[0].len()
+            );
             assert!(streams[1] == sent);
         },
     );

@@ -21,7 +21,7 @@ use crate::capture::{Family, FlowError, FlowTable, Listener, Pod, PodServer, Soc
 use crate::identity::{EmbeddedCa, Identities, IdentityOptions};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::worker::{DataPath, Limits, Workers};
+use crate::worker::{DataPath, Legs, Limits, Workers};
 
 const INSIDE: &str = "MESH_TEST_INSIDE_NAMESPACE";
 
@@ -209,6 +209,7 @@ impl World {
             identities: Arc::clone(&identities),
             log: Arc::clone(&log),
             limits,
+            legs: Legs::default(),
         };
         let workers = Workers::start(1, path).unwrap();
         Self {
