@@ -17,6 +17,8 @@ use crate::identity::accept;
 pub(super) enum Act {
     /// 200; what comes is sent back at its end.
     Answer,
+    /// 200; what comes is sent back at its end, and no PING is answered.
+    Deaf,
     /// GOAWAY whose last stream is the one before, and the end of the connection.
     GoAwayBelow,
     /// GOAWAY whose last stream is this one, and the end of the connection.
@@ -96,7 +98,7 @@ impl RawPeer {
             let (kind, flags, stream, payload) = read(&mut io).await?;
             match kind {
                 4 if flags & 1 == 0 => write(&mut io, 4, 1, 0, &[]).await?,
-                6 if flags & 1 == 0 => write(&mut io, 6, 1, 0, &payload).await?,
+                6 if flags & 1 == 0 && act != Act::Deaf => write(&mut io, 6, 1, 0, &payload).await?,
                 1 => {
                     self.got.lock().unwrap().insert((number, stream), Vec::new());
                 }
@@ -115,14 +117,14 @@ impl RawPeer {
                 acted.push(stream);
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 match act {
-                    Act::Answer => write(&mut io, 1, 4, stream, &[0x88]).await?,
+                    Act::Answer | Act::Deaf => write(&mut io, 1, 4, stream, &[0x88]).await?,
                     Act::Reset(code) => write(&mut io, 3, 0, stream, &code.to_be_bytes()).await?,
                     Act::GoAwayBelow => return go_away(&mut io, stream.saturating_sub(2)).await,
                     Act::GoAwayAbove => return go_away(&mut io, stream).await,
                     Act::Close => return io.shutdown().await,
                 }
             }
-            if act == Act::Answer && kind == 0 && flags & 1 == 1 {
+            if matches!(act, Act::Answer | Act::Deaf) && kind == 0 && flags & 1 == 1 {
                 for chunk in so_far.chunks(16 << 10) {
                     write(&mut io, 0, 0, stream, chunk).await?;
                 }

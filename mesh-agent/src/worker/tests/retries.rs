@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::raw::{Act, Plan, REFUSED_STREAM, RawPeer};
-use super::world::{World, in_namespace, ip};
+use super::world::{World, identity, in_namespace, ip};
 use super::{assert_refused, assert_reset};
 use crate::tunnel::Limits;
 use crate::tunnel::copy::EARLY_LIMIT;
@@ -112,6 +112,40 @@ fn before_the_answer_a_client_is_read_from_up_to_a_limit_and_all_of_it_is_sent_a
                 streams[0].len()
             );
             assert!(streams[1] == sent);
+        },
+    );
+}
+
+#[test]
+fn a_peer_that_answers_no_ping_is_given_up_in_both_roles() {
+    in_namespace(
+        "retries::a_peer_that_answers_no_ping_is_given_up_in_both_roles",
+        || async {
+            let (world, _peer, address) = world(&[(0, Act::Deaf)]).await;
+            let client = world.connect("order", address).await;
+            // A ping after 10 s, 20 s for its answer.
+            let limit = Duration::from_secs(45);
+            let as_client = tokio::time::timeout(limit, assert_reset(client));
+            let tls = world.identities.tls(&identity("visitor")).unwrap();
+            let gateway = SocketAddr::new(ip("order", false), 15008);
+            let tcp = tokio::net::TcpStream::connect(gateway).await.unwrap();
+            let (mut io, _) = crate::identity::connect(&tls, &identity("order"), gateway, tcp)
+                .await
+                .unwrap();
+            io.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+            io.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            let as_server = tokio::time::timeout(limit, async {
+                let mut got = Vec::new();
+                let _ = io.read_to_end(&mut got).await;
+                got
+            });
+            let (as_client, got) = tokio::join!(as_client, as_server);
+            as_client.expect("a deaf server was not given up");
+            let got = got.expect("a deaf client was not given up");
+            assert!(
+                got.windows(5).any(|frame| frame == [0, 0, 8, 6, 0]),
+                "it was not asked"
+            );
         },
     );
 }
