@@ -103,6 +103,8 @@ mechanisms! {
     StreamCap = "stream-cap",
     /// A pod's connections on a worker are limited.
     ConnectionBudget = "connection-budget",
+    /// The streams that other agents open to a pod on a worker are limited.
+    StreamBudget = "stream-budget",
     /// A pod's TLS handshakes under way on a worker are limited.
     HandshakeBudget = "handshake-budget",
     /// The last good version of an object stays in force while its document is bad.

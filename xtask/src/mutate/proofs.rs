@@ -61,6 +61,7 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::ResetPropagation, "capture", "flows::a_reset_by_the_client_reaches_the_server_as_a_reset", ""),
     proof(Mechanism::StreamCap, "mtls", "client_role::streams_that_the_peer_never_reads_do_not_stop_new_connections", ""),
     proof(Mechanism::ConnectionBudget, "mesh_agent", "worker::tests::a_pod_over_its_connection_budget_is_refused_and_served_again_later", ""),
-    proof(Mechanism::HandshakeBudget, "mesh_agent", "worker::tests::garbage_and_silence_on_the_tunnels_port_disturb_nobody", ""),
+    proof(Mechanism::StreamBudget, "mesh_agent", "worker::tests::a_pod_over_its_stream_budget_refuses_and_says_so", ""),
+    proof(Mechanism::HandshakeBudget, "mesh_agent", "tunnel::budget::tests::places_run_out_are_counted_and_come_back", ""),
     proof(Mechanism::LastGoodState, "capture", "config::a_bad_document_is_named_with_line_and_column_and_the_last_good_one_stays_in_force", ""),
 ];
