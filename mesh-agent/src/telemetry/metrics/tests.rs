@@ -22,6 +22,11 @@ fn readings() -> Readings {
             count: 4,
         }],
         debug_log: true,
+        budgets: vec![BudgetReading {
+            workload: "shop/order/u1".into(),
+            taken: vec![("stream", 3), ("bytes", 4096)],
+            refused: vec![("stream", 2)],
+        }],
     }
 }
 
