@@ -83,8 +83,6 @@ mechanisms! {
     AgentPortDrop = "agent-port-drop",
     /// A flow for which no listener is there is dropped, not passed.
     NoListenerDrop = "no-listener-drop",
-    /// Stream sockets that are not plain TCP are refused.
-    MptcpRefusal = "mptcp-refusal",
     /// STRICT refuses plaintext.
     StrictDrop = "strict-drop",
     /// A destination that is enrolled is reached through a tunnel, never in plaintext.

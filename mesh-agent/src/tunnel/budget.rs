@@ -396,6 +396,22 @@ mod tests {
         assert_eq!(budget.usage().refused, [1, 0, 0, 0]);
     }
 
+    #[test]
+    fn handshakes_run_out_and_come_back() {
+        let budget = Budget::new(Limits {
+            handshakes_per_pod: 1,
+            ..Limits::default()
+        });
+        let first = budget.take(Place::Handshake).unwrap();
+        let over = budget.take(Place::Handshake).map(drop);
+        assert_eq!(
+            over.map_err(|over| (over.place, over.limit)),
+            Err((Place::Handshake, 1))
+        );
+        drop(first);
+        budget.take(Place::Handshake).unwrap();
+    }
+
     #[tokio::test]
     async fn over_its_bytes_a_pod_gets_small_windows_until_half_of_it_has_gone() {
         let budget = budget(1000);
