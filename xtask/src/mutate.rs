@@ -202,6 +202,8 @@ impl Tests<'_> {
                 build::mutants_target(self.project).join("debug/mesh-agent"),
             )
             .env("MESH_PEER_PYTHON", self.project.python())
+            // What a property test finds against a mutation is no regression to keep in the tree.
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
             .env_remove(VARIABLE);
         if let Some(off) = off {
             command.env(VARIABLE, off.mechanism.name());
