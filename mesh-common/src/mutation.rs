@@ -75,8 +75,6 @@ mechanisms! {
     RewriteSpread = "rewrite-spread",
     /// The agent takes the hand-off out of the map when it accepts.
     HandoffTaken = "handoff-taken",
-    /// The kernel's side forgets the hand-off of a connection that nobody accepted.
-    HandoffForgotten = "handoff-forgotten",
     /// The pod's own addresses are not captured and not steered.
     OwnAddresses = "own-addresses",
     /// Agent ports of a pod cannot be reached from off the pod.

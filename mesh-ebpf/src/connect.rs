@@ -150,7 +150,7 @@ pub fn hand_over(ctx: &SockOpsContext) {
 #[inline(always)]
 pub fn state_changed(ctx: &SockOpsContext) {
     let (old, new) = ctx::sock_ops_states(ctx);
-    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 && !mutation::is_off(Mechanism::HandoffForgotten) {
+    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 {
         let key = flow::opened(ctx);
         if HANDOFF.remove(&key).is_ok() {
             debug::sock_ops(

@@ -47,7 +47,6 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::ReuseAddress, "mesh_agent", "capture::tests::facts::an_application_can_bind_its_port_while_a_steered_connection_to_it_lives", "the application cannot have its own port"),
     proof(Mechanism::RewriteSpread, "mesh_agent", "capture::tests::facts::captured_connections_are_spread_over_the_rewrite_ports", "only 1 ports are used"),
     proof(Mechanism::HandoffTaken, "mesh_agent", "capture::tests::thousands_of_connections_of_all_kinds_leave_the_flow_maps_empty", "HANDOFF"),
-    proof(Mechanism::HandoffForgotten, "mesh_agent", "capture::tests::facts::connections_that_are_reset_before_they_are_accepted_leave_no_hand_off", "HANDOFF"),
     proof(Mechanism::OwnAddresses, "capture", "bounds::loopback_and_the_pods_own_addresses_are_left_alone", "failed: 198.18.1.10: Report"),
     proof(Mechanism::AgentPortDrop, "mesh_agent", "capture::tests::connections_from_off_the_pod_reach_the_listener_of_their_role", "on an `Ok` value: TcpStream"),
     proof(Mechanism::NoListenerDrop, "capture", "life::while_the_agent_is_dead_connections_are_refused_and_nothing_goes_in_plaintext", "text: \"canary-while-the-agent-is-away\""),

@@ -33,24 +33,6 @@ fn an_application_can_bind_its_port_while_a_steered_connection_to_it_lives() {
 }
 
 #[test]
-fn connections_that_are_reset_before_they_are_accepted_leave_no_hand_off() {
-    let Some(world) = privileged("queue") else { return };
-    let agent = world.agent();
-    agent.enrol(&world).unwrap();
-    let mut app = world.app();
-    app.run("rst = struct.pack('ii', 1, 0)");
-    for _ in 0..20 {
-        app.run(
-            "s = socket.create_connection(('198.18.77.200', 80)); \
-             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, rst); s.close()",
-        );
-    }
-    // Nobody has accepted anything, and the pod is still there: only the kernel's side can have forgotten them.
-    agent.expect_empty_maps();
-    agent.stop_clean(&world);
-}
-
-#[test]
 fn captured_connections_are_spread_over_the_rewrite_ports() {
     let Some(world) = privileged("spread") else { return };
     let agent = world.agent();
