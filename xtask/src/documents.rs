@@ -20,6 +20,7 @@ fn tests() -> BTreeSet<String> {
     let mut files = Vec::new();
     for folder in [
         "mesh-common/src",
+        "mesh-common/tests",
         "mesh-agent/src",
         "mesh-agent/core/src",
         "tests/suites",
