@@ -1,9 +1,10 @@
 //! The node agent: captures the sockets of enrolled pods, gives them identities, carries their connections over mutual TLS.
 //!
-//! Modules import downward only: `state`, `settings` → `telemetry`, `identity`, `capture`, `sources` → `tunnel` → `outbound`,
+//! Modules import downward only: `state`, `affinity`, `settings` → `telemetry`, `identity`, `capture`, `sources` → `tunnel` → `outbound`,
 //! `inbound` → `worker` → `admin` → `app`, `cli`. Only `app` constructs everything.
 
 pub mod admin;
+pub mod affinity;
 pub mod app;
 pub mod capture;
 pub mod cli;

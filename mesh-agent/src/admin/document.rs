@@ -34,6 +34,9 @@ pub struct Status {
     pub pods: PodCounts,
     /// Connections.
     pub connections: ConnectionCounts,
+    /// Clients that keep to an endpoint (`sessionAffinity: ClientIP`).
+    #[serde(default)]
+    pub sessions: SessionCounts,
     /// Certificates.
     pub certificates: CertificateCounts,
     /// Documents that are rejected at present.
@@ -71,6 +74,17 @@ pub struct ConnectionCounts {
     pub live: usize,
     /// Opened since the start.
     pub opened: u64,
+}
+
+/// Sessions of services with `sessionAffinity: ClientIP`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionCounts {
+    /// Remembered now.
+    pub live: usize,
+    /// At most.
+    pub capacity: usize,
+    /// Forgotten before their time because there were too many, since the start.
+    pub evicted: u64,
 }
 
 /// Certificates of local identities.

@@ -14,9 +14,10 @@ use crate::admin::View;
 use crate::admin::document::{
     Bpf, BpfEvent, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts, CertificateEntry,
     CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
-    Connections, EnrolmentState, PodCounts, SnapshotStatus, Status, WorkloadEntry, Workloads, timestamp,
+    Connections, EnrolmentState, PodCounts, SessionCounts, SnapshotStatus, Status, WorkloadEntry, Workloads, timestamp,
 };
 use crate::admin::host;
+use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture, CaptureStatus};
 use crate::identity::{self, CertificateStatus, Identities};
 use crate::sources::StatusReader;
@@ -39,6 +40,7 @@ pub(super) struct AgentView {
     pub(super) identities: Arc<Identities>,
     pub(super) capture: Arc<Capture>,
     pub(super) workers: Arc<Workers>,
+    pub(super) affinity: Arc<Affinity>,
     pub(super) log: Arc<ConnectionLog>,
     /// Cancelled when the agent begins to stop.
     pub(super) stopping: CancellationToken,
@@ -63,6 +65,7 @@ impl AgentView {
             pods_failed: pods.failed as u64,
             maps: self.capture.map_fill().into_iter().map(map_fill).collect(),
             events: self.capture.counters().into_iter().collect(),
+            affinity: self.affinity.status(),
         }
     }
 
@@ -115,6 +118,7 @@ impl View for AgentView {
                 live: self.log.len(),
                 opened: self.log.opened(),
             },
+            sessions: session_counts(self.affinity.status()),
             certificates: certificate_counts(&self.identities.status()),
             rejections: snapshot.diagnostics().rejections.len(),
         }
@@ -282,6 +286,14 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
     };
     Workloads {
         workloads: all.into_iter().map(entry).collect(),
+    }
+}
+
+fn session_counts(status: AffinityStatus) -> SessionCounts {
+    SessionCounts {
+        live: status.sessions,
+        capacity: status.capacity,
+        evicted: status.evicted,
     }
 }
 

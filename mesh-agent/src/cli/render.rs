@@ -41,6 +41,7 @@ pub(super) fn status(status: &Status) -> String {
         snapshot,
         pods,
         connections,
+        sessions,
         certificates,
         ..
     } = status;
@@ -95,6 +96,13 @@ pub(super) fn status(status: &Status) -> String {
         format!(
             "{} live, {} since the start",
             connections.live, connections.opened
+        ),
+    );
+    row(
+        "Sessions",
+        format!(
+            "{} clients keep to an endpoint (sessionAffinity), {} forgotten early",
+            sessions.live, sessions.evicted
         ),
     );
     row(
