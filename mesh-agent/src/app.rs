@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::affinity::Affinity;
 use crate::admin::{AdminServer, AdminSocket, SocketError};
+use crate::affinity::Affinity;
 use crate::capture::{self, Capture, CaptureError, CaptureOptions, PodServer};
 use crate::identity::{CaError, EmbeddedCa, Identities, IdentitiesError, IdentityOptions};
 use crate::settings::Settings;

@@ -14,7 +14,8 @@ use crate::admin::View;
 use crate::admin::document::{
     Bpf, BpfEvent, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts, CertificateEntry,
     CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
-    Connections, EnrolmentState, PodCounts, SessionCounts, SnapshotStatus, Status, WorkloadEntry, Workloads, timestamp,
+    Connections, EnrolmentState, PodCounts, SessionCounts, SnapshotStatus, Status, WorkloadEntry, Workloads,
+    timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};

@@ -173,7 +173,8 @@ impl Node {
 }
 
 impl Node {
-    /// Removes a pod as a CNI does: its processes, its link, the name of its namespace. Its addresses are free from then on.
+    /// Removes a pod: its link first, so that nobody hears of its end, then its processes and the name of its namespace. Its addresses are
+    /// free from then on.
     ///
     /// # Errors
     /// When its link is gone already.
@@ -181,8 +182,8 @@ impl Node {
         let Pod {
             cgroup, netns, veth, ..
         } = pod;
-        drop(cgroup);
         self.netns.ip(&["link", "delete", &veth])?;
+        drop(cgroup);
         drop(netns);
         Ok(())
     }

@@ -195,7 +195,12 @@ fn nobody_behind_a_service_means_refused_in_every_form() {
         "{port: 80}",
         "{addresses: [192.0.2.1], conditions: {ready: false}}",
     );
-    let other_name = slice("named", "IPv4", "{name: other, port: 80}", "{addresses: [192.0.2.1]}");
+    let other_name = slice(
+        "named",
+        "IPv4",
+        "{name: other, port: 80}",
+        "{addresses: [192.0.2.1]}",
+    );
     for rest in [
         String::new(),
         slice("bare", "IPv4", "{port: 80}", ""),
