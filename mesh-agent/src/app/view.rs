@@ -14,8 +14,8 @@ use crate::admin::View;
 use crate::admin::document::{
     Bpf, BpfEvent, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts, CertificateEntry,
     CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
-    Connections, EnrolmentState, PodCounts, SessionCounts, SnapshotStatus, Status, WorkloadEntry, Workloads,
-    timestamp,
+    Connections, EnrolmentState, PodCounts, SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry,
+    Workloads, timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
@@ -24,9 +24,9 @@ use crate::identity::{self, CertificateStatus, Identities};
 use crate::sources::StatusReader;
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::telemetry::metrics::{MapFill, Readings};
+use crate::telemetry::metrics::{BudgetReading, MapFill, Readings};
 use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
-use crate::worker::Workers;
+use crate::worker::{Place, Usage, Workers};
 
 use super::checks;
 
@@ -67,6 +67,7 @@ impl AgentView {
             maps: self.capture.map_fill().into_iter().map(map_fill).collect(),
             events: self.capture.counters().into_iter().collect(),
             affinity: self.affinity.status(),
+            budgets: self.workers.usage().into_iter().map(budget_reading).collect(),
         }
     }
 
@@ -78,6 +79,22 @@ impl AgentView {
             draining: self.stopping.is_cancelled(),
             pods: pods_to_wait_for(&snapshot, &self.capture.states(), &self.identities.status()),
         }
+    }
+}
+
+fn budget_reading((uid, usage): (WorkloadUid, Usage)) -> BudgetReading {
+    BudgetReading {
+        workload: uid.to_string(),
+        taken: Place::ALL
+            .map(Place::as_str)
+            .into_iter()
+            .zip(usage.taken)
+            .collect(),
+        refused: Place::ALL
+            .map(Place::as_str)
+            .into_iter()
+            .zip(usage.refused)
+            .collect(),
     }
 }
 
@@ -118,6 +135,7 @@ impl View for AgentView {
             connections: ConnectionCounts {
                 live: self.log.len(),
                 opened: self.log.opened(),
+                retried: self.log.retries().counts().iter().map(|(_, n)| n).sum(),
             },
             sessions: session_counts(self.affinity.status()),
             certificates: certificate_counts(&self.identities.status()),
@@ -126,7 +144,11 @@ impl View for AgentView {
     }
 
     fn workloads(&self) -> Workloads {
-        workloads(&self.snapshots.load(), &self.capture.states())
+        workloads(
+            &self.snapshots.load(),
+            &self.capture.states(),
+            &self.workers.usage(),
+        )
     }
 
     fn connections(&self, filter: &ConnectionFilter) -> Connections {
@@ -253,7 +275,7 @@ fn capture_state(
     }
 }
 
-fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
+fn workloads(snapshot: &Snapshot, states: &CaptureStates, usage: &BTreeMap<WorkloadUid, Usage>) -> Workloads {
     let mut all: Vec<&Arc<Workload>> = snapshot.workloads().collect();
     all.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     let entry = |workload: &Arc<Workload>| {
@@ -280,6 +302,7 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
                 MtlsMode::Strict => "STRICT".to_owned(),
                 MtlsMode::Permissive => "PERMISSIVE".to_owned(),
             },
+            usage: usage.get(&workload.uid).map(|usage| usage_entry(*usage)),
             mtls_policy: mtls
                 .and_then(|decision| decision.decided_by.as_ref())
                 .map(ToString::to_string),
@@ -295,6 +318,22 @@ fn session_counts(status: AffinityStatus) -> SessionCounts {
         live: status.sessions,
         capacity: status.capacity,
         evicted: status.evicted,
+    }
+}
+
+fn usage_entry(usage: Usage) -> UsageEntry {
+    let [connections, streams, handshakes, held_bytes] = usage.taken;
+    UsageEntry {
+        connections,
+        streams,
+        handshakes,
+        held_bytes,
+        refused: Place::ALL
+            .into_iter()
+            .zip(usage.refused)
+            .filter(|(_, n)| *n > 0)
+            .map(|(place, n)| (place.as_str().to_owned(), n))
+            .collect(),
     }
 }
 

@@ -36,6 +36,17 @@ pub struct PoolKey {
     pub destination: WorkloadUid,
 }
 
+impl PoolKey {
+    /// Whether the destination still is what it was: there, at that address, of that identity, enrolled.
+    pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        snapshot.workload(&self.destination).is_some_and(|workload| {
+            workload.enrolment.is_enrolled()
+                && workload.identity == self.expected
+                && workload.addresses.contains(&self.gateway.ip())
+        })
+    }
+}
+
 /// The connections of one worker.
 #[derive(Debug, Default)]
 pub struct Pool {
@@ -61,8 +72,8 @@ enum Look {
 }
 
 impl Pool {
-    /// A place for a stream: on a connection that can take one, or on a new one. One dial at a time per key; who waits for it shares its
-    /// failure, the next to ask tries again.
+    /// A place for a stream: on a connection that can take one and is none of `refused`, or on a new one. One dial at a time per key; who
+    /// waits for it shares its failure, the next to ask tries again.
     ///
     /// # Errors
     /// See [`TunnelError`].
@@ -70,9 +81,10 @@ impl Pool {
         self: &Arc<Self>,
         context: &Arc<PodContext>,
         key: &PoolKey,
+        refused: &[Arc<Pressure>],
     ) -> Result<Slot, TunnelError> {
         loop {
-            let mut dial = match self.look(context, key)? {
+            let mut dial = match self.look(context, key, refused)? {
                 Look::Slot(slot) => return Ok(slot),
                 Look::Settle(pressure) => {
                     tokio::time::timeout(DIAL_TIMEOUT, pressure.settled())
@@ -100,7 +112,12 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(self: &Arc<Self>, context: &Arc<PodContext>, key: &PoolKey) -> Result<Look, TunnelError> {
+    fn look(
+        self: &Arc<Self>,
+        context: &Arc<PodContext>,
+        key: &PoolKey,
+        refused: &[Arc<Pressure>],
+    ) -> Result<Look, TunnelError> {
         let mut entries = self.entries();
         if context.stop.is_cancelled() {
             return Err(TunnelError::Retired(key.gateway));
@@ -110,7 +127,7 @@ impl Pool {
             ..Entry::default()
         });
         entry.connections.retain(|c| !c.pressure().is_closing());
-        if let Some(look) = entry.pick() {
+        if let Some(look) = entry.pick(refused) {
             return Ok(look);
         }
         if let Some(dial) = &entry.dial {
@@ -213,13 +230,7 @@ impl Pool {
                 entry.stop.cancel();
             }
         }
-        self.retain(|key| {
-            snapshot.workload(&key.destination).is_some_and(|workload| {
-                workload.enrolment.is_enrolled()
-                    && workload.identity == key.expected
-                    && workload.addresses.contains(&key.gateway.ip())
-            })
-        });
+        self.retain(|key| key.is_current(snapshot));
     }
 
     /// Takes no new streams on any connection.
@@ -239,10 +250,11 @@ impl Pool {
 
 impl Entry {
     /// The connection for the next stream; `None` when another should be dialled.
-    fn pick(&self) -> Option<Look> {
+    fn pick(&self, refused: &[Arc<Pressure>]) -> Option<Look> {
         let mut congested = None;
         let mut unsettled = None;
-        for connection in &self.connections {
+        let fit = |c: &&Arc<Connection>| !refused.iter().any(|refused| Arc::ptr_eq(refused, c.pressure()));
+        for connection in self.connections.iter().filter(fit) {
             match connection.room() {
                 Room::Free => {
                     if let Some(slot) = connection.reserve() {

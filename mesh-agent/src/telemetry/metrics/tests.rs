@@ -20,6 +20,11 @@ fn readings() -> Readings {
             capacity: 64,
             evicted: 4,
         },
+        budgets: vec![BudgetReading {
+            workload: "shop/order/u1".into(),
+            taken: vec![("stream", 3), ("bytes", 4096)],
+            refused: vec![("stream", 2)],
+        }],
     }
 }
 

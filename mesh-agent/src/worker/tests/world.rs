@@ -22,7 +22,7 @@ use crate::capture::{Family, FlowError, FlowTable, Listener, Pod, PodServer, Soc
 use crate::identity::{EmbeddedCa, Identities, IdentityOptions};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::worker::{DataPath, Limits, Workers};
+use crate::worker::{DataPath, Legs, Limits, Workers};
 
 const INSIDE: &str = "MESH_TEST_INSIDE_NAMESPACE";
 
@@ -141,6 +141,7 @@ pub(super) struct World {
     pub(super) flows: Arc<MemoryFlows>,
     pub(super) snapshots: Arc<SnapshotCell>,
     pub(super) identities: Arc<Identities>,
+    pub(super) log: Arc<ConnectionLog>,
     outbound: Mutex<HashMap<(String, bool), SocketAddr>>,
     _state: tempfile::TempDir,
 }
@@ -202,13 +203,15 @@ impl World {
             identities.ensure(&identity(name)).await.unwrap();
         }
         let flows = Arc::<MemoryFlows>::default();
+        let log = Arc::<ConnectionLog>::default();
         let path = DataPath {
             snapshots: Arc::clone(&snapshots),
             affinity: Arc::<Affinity>::default(),
             flows: Arc::clone(&flows) as _,
             identities: Arc::clone(&identities),
-            log: Arc::<ConnectionLog>::default(),
+            log: Arc::clone(&log),
             limits,
+            legs: Legs::default(),
         };
         let workers = Workers::start(1, path).unwrap();
         Self {
@@ -216,6 +219,7 @@ impl World {
             flows,
             snapshots,
             identities,
+            log,
             outbound: Mutex::default(),
             _state: state,
         }
