@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// First of the ports that captured connections are rewritten to (`podIP:P`). Nobody binds them.
 pub const REWRITE_PORT_BASE: u16 = 15104;
@@ -144,7 +144,90 @@ pub struct PodEntry {
 pub struct PodConst {
     /// Cookie of the pod's network namespace (`sk_lookup` cannot ask the kernel for it).
     pub netns: u64,
+    /// Cookie of the host's network namespace: the agent's own.
+    pub host_netns: u64,
 }
+
+/// What the node's programs are told of the node, in their read-only data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NodeConst {
+    /// Cookie of the host's network namespace: the agent's own.
+    pub host_netns: u64,
+}
+
+/// What a port of a pod is set apart for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum PortUse {
+    /// A probe or lifecycle hook of the pod names it: the kubelet's connections to it pass.
+    Probe = 0,
+    /// Inbound connections to it pass.
+    ExcludedInbound = 1,
+    /// Outbound connections to this port of any host pass.
+    ExcludedOutbound = 2,
+}
+
+/// Key of the set of ports that are set apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct PortKey {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// The port, host byte order.
+    pub port: u16,
+    /// A [`PortUse`].
+    pub usage: u16,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl PortKey {
+    /// The key of `port` of the pod in `netns`.
+    #[inline(always)]
+    pub const fn new(netns: u64, port: u16, usage: PortUse) -> Self {
+        Self {
+            netns,
+            port,
+            usage: usage as u16,
+            pad: 0,
+        }
+    }
+}
+
+/// Data of a key of the trie of excluded destinations: the kernel compares its leading bits, so the namespace must match as a whole and
+/// the address by its prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct CidrData {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// 4 or 6: `::/0` is all of IPv6 and nothing of IPv4, whatever form that is held in.
+    pub family: u64,
+    /// The network, v4-mapped for IPv4.
+    pub addr: Addr,
+}
+
+impl CidrData {
+    /// Of `addr` as the pod in `netns` reaches it.
+    #[inline(always)]
+    pub const fn new(netns: u64, addr: Addr) -> Self {
+        Self {
+            netns,
+            family: if addr.is_v4() { 4 } else { 6 },
+            addr,
+        }
+    }
+}
+
+/// Bits of [`CidrData`] before the address.
+pub const CIDR_HEAD_BITS: u32 = 128;
+/// Bits of [`CidrData`].
+pub const CIDR_BITS: u32 = CIDR_HEAD_BITS + 128;
+
+/// For how long after its `connect` a probe is let pass, nanoseconds: longer than a handshake takes, and short enough that an entry which
+/// nobody removed lets nobody else in later.
+pub const PROBE_LIFETIME_NS: u64 = 60_000_000_000;
 
 /// Key of the set of addresses that are a pod's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -233,10 +316,18 @@ pub enum Counter {
     ConnectRefusedProtocol = 15,
     /// Applications' accepted sockets that were given their real client.
     ClientsShown = 16,
+    /// Probes of the kubelet that passed to the application as they are.
+    ProbesPassed = 17,
+    /// Probes that did not fit into the map: captured like other connections.
+    ProbesFull = 18,
+    /// Connections to destinations that the pod's annotations exclude: left alone.
+    ConnectExcluded = 19,
+    /// Inbound connections to ports that the pod's annotations exclude: left alone.
+    InboundExcluded = 20,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 17;
+pub const COUNTERS: u32 = 21;
 
 impl Counter {
     /// All counters with the names that `meshctl` and the metrics show.
@@ -258,6 +349,10 @@ impl Counter {
         (Counter::UdpPassed, "udp_passed"),
         (Counter::ConnectRefusedProtocol, "connect_refused_protocol"),
         (Counter::ClientsShown, "clients_shown"),
+        (Counter::ProbesPassed, "probes_passed"),
+        (Counter::ProbesFull, "probes_full"),
+        (Counter::ConnectExcluded, "connect_excluded"),
+        (Counter::InboundExcluded, "inbound_excluded"),
     ];
 }
 
@@ -277,8 +372,16 @@ pub mod maps {
     pub const LISTENERS: &str = "LISTENERS";
     /// Per-CPU array: [`Counter`](super::Counter) → u64.
     pub const COUNTERS: &str = "COUNTERS";
+    /// Hash: [`FlowKey`](super::FlowKey), in the host's namespace → u64, when the kubelet connected (monotonic, nanoseconds).
+    pub const PROBES: &str = "PROBES";
+    /// Hash: [`PortKey`](super::PortKey) → u32 (1).
+    pub const PORTS: &str = "PORTS";
+    /// LPM trie: [`CidrData`](super::CidrData) → u32 (1).
+    pub const CIDRS: &str = "CIDRS";
     /// All of them.
-    pub const ALL: [&str; 7] = [PODS, OWN, SOCKETS, HANDOFF, DELIVERIES, LISTENERS, COUNTERS];
+    pub const ALL: [&str; 10] = [
+        PODS, OWN, SOCKETS, HANDOFF, DELIVERIES, LISTENERS, COUNTERS, PROBES, PORTS, CIDRS,
+    ];
 }
 
 /// Names of the programs in the BPF objects.
@@ -295,6 +398,10 @@ pub mod programs {
     pub const POD_SOCK_OPS: &str = "pod_sock_ops";
     /// `sockops` on the agent's own cgroup.
     pub const AGENT_SOCK_OPS: &str = "agent_sock_ops";
+    /// `sockops` on the kubelet's cgroup.
+    pub const KUBELET_SOCK_OPS: &str = "kubelet_sock_ops";
+    /// The read-only global of the node object: a [`NodeConst`](super::NodeConst).
+    pub const NODE_CONST: &str = "NODE";
     /// `sk_lookup` on a pod's netns.
     pub const SK_LOOKUP: &str = "steer";
     /// The read-only global of the pod object: a [`PodConst`](super::PodConst).
@@ -305,10 +412,16 @@ pub mod programs {
 pub const MAX_OWN: u32 = 16 * 1024;
 /// Connections that may be under way between a pod's `connect` and the agent's `accept`; deliveries likewise.
 pub const MAX_FLOWS: u32 = 32 * 1024;
+/// Live connections of the kubelet at most that can pass as probes.
+pub const MAX_PROBES: u32 = 8 * 1024;
+/// Ports of all pods of a node that are set apart, at most.
+pub const MAX_PORTS: u32 = 32 * 1024;
+/// Excluded networks of all pods of a node, at most.
+pub const MAX_CIDRS: u32 = 16 * 1024;
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Addr, FlowKey, OwnKey, Peer, PodConst, PodEntry};
+    use super::{Addr, CidrData, FlowKey, NodeConst, OwnKey, Peer, PodConst, PodEntry, PortKey};
 
     // SAFETY: `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
     unsafe impl aya::Pod for Addr {}
@@ -322,6 +435,12 @@ mod user {
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Peer {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NodeConst {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for CidrData {}
 }
 
 // No padding: sizes are the sums of the fields'.
@@ -330,6 +449,8 @@ const _: () = {
     assert!(size_of::<OwnKey>() == 24);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Peer>() == 20);
+    assert!(size_of::<PortKey>() == 16);
+    assert!(size_of::<CidrData>() == 32);
 };
 
 #[cfg(test)]

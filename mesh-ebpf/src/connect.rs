@@ -3,11 +3,14 @@
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use mesh_common::{Addr, Counter, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PORT_BASE, REWRITE_PORTS};
+use mesh_common::{
+    Addr, Counter, PEER_CLIENT, PEER_DESTINATION, Peer, PortUse, REWRITE_PORT_BASE, REWRITE_PORTS,
+    is_agent_port,
+};
 
 use crate::ctx::{self, Sock};
 use crate::flow;
-use crate::maps::{DELIVERIES, HANDOFF, count, is_own, pod};
+use crate::maps::{DELIVERIES, HANDOFF, count, is_excluded, is_own, is_set_apart, pod};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -64,6 +67,13 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr) -> Verdict {
         count(Counter::ConnectPassed);
         return Verdict::Pass;
     }
+    let port = ctx::sock_addr_port(ctx);
+    if !is_agent_port(port)
+        && (is_set_apart(netns, port, PortUse::ExcludedOutbound) || is_excluded(netns, destination))
+    {
+        count(Counter::ConnectExcluded);
+        return Verdict::Pass;
+    }
     let via = if destination.is_v4() { pod.ip4 } else { pod.ip6 };
     if via.is_unset() {
         count(Counter::ConnectRefusedFamily);
@@ -71,7 +81,7 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr) -> Verdict {
     }
     let peer = Peer {
         addr: destination,
-        port: ctx::sock_addr_port(ctx),
+        port,
         kind: PEER_DESTINATION,
     };
     if !ctx::store(sock, &peer) {

@@ -10,3 +10,4 @@ pub mod flow;
 pub mod lookup;
 pub mod maps;
 pub mod peer_name;
+pub mod probe;

@@ -2,12 +2,13 @@
 
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::{
-    Counter, FlowKey, HBONE_PORT, PodEntry, Role, is_agent_port, is_rewrite_port, listener_index,
+    Counter, FlowKey, HBONE_PORT, PodEntry, PortUse, Role, is_agent_port, is_rewrite_port, listener_index,
 };
 
 use crate::ctx::Lookup;
 use crate::flow::is_loopback;
-use crate::maps::{HANDOFF, LISTENERS, count, is_own, pod};
+use crate::maps::{HANDOFF, LISTENERS, count, is_own, is_set_apart, pod};
+use crate::probe;
 
 const IPPROTO_TCP: u32 = 6;
 /// Without this flag the kernel selects anew within the listener's reuseport group, which others could join.
@@ -23,11 +24,11 @@ pub enum Steering {
     Drop,
 }
 
-/// Decides on a packet that opens a connection in the namespace with cookie `netns`.
+/// Decides on a packet that opens a connection in the namespace with cookie `netns`; that of the host is `host`.
 ///
 /// SYN cookies run this again on the handshake's last packet: the answer must not change in between.
 #[inline(always)]
-pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
+pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64, host: u64) -> Steering {
     if packet.protocol != IPPROTO_TCP {
         return Steering::Pass;
     }
@@ -39,6 +40,14 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
         port if is_agent_port(port) => {
             count(Counter::DroppedAgentPort);
             return Steering::Drop;
+        }
+        port if is_set_apart(netns, port, PortUse::ExcludedInbound) => {
+            count(Counter::InboundExcluded);
+            return Steering::Pass;
+        }
+        port if is_set_apart(netns, port, PortUse::Probe) && probe::is_under_way(packet, host) => {
+            count(Counter::ProbesPassed);
+            return Steering::Pass;
         }
         _ => Role::Inbound,
     };

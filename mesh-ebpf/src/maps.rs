@@ -1,10 +1,11 @@
 //! The maps, shared by all programs of one agent. Their key and value types are in `mesh-common`.
 
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, SkStorage, SockMap};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{HashMap, LpmTrie, PerCpuArray, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    COUNTERS as COUNTER_COUNT, Counter, FlowKey, LISTENERS as LISTENER_COUNT, MAX_FLOWS, MAX_OWN, MAX_PODS,
-    OwnKey, Peer, PodEntry,
+    Addr, CIDR_BITS, COUNTERS as COUNTER_COUNT, CidrData, Counter, FlowKey, LISTENERS as LISTENER_COUNT,
+    MAX_CIDRS, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS, MAX_PROBES, OwnKey, Peer, PodEntry, PortKey, PortUse,
 };
 
 /// Pods under capture, by netns cookie.
@@ -32,6 +33,18 @@ pub static DELIVERIES: HashMap<FlowKey, Peer, { MAX_FLOWS as usize }> = HashMap:
 #[btf_map]
 pub static LISTENERS: SockMap<{ LISTENER_COUNT as usize }> = SockMap::new();
 
+/// The kubelet's connections: when each was opened. An entry goes when its connection does.
+#[btf_map]
+pub static PROBES: HashMap<FlowKey, u64, { MAX_PROBES as usize }> = HashMap::new();
+
+/// Ports of pods that are set apart, by their use.
+#[btf_map]
+pub static PORTS: HashMap<PortKey, u32, { MAX_PORTS as usize }> = HashMap::new();
+
+/// Networks that pods' connections reach uncaptured.
+#[btf_map]
+pub static CIDRS: LpmTrie<CidrData, u32, { MAX_CIDRS as usize }> = LpmTrie::new();
+
 /// Counts by `mesh_common::Counter`.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();
@@ -54,8 +67,23 @@ pub fn pod(netns: u64) -> Option<PodEntry> {
 
 /// Whether `addr` is one of the pod's own addresses.
 #[inline(always)]
-pub fn is_own(netns: u64, addr: mesh_common::Addr) -> bool {
+pub fn is_own(netns: u64, addr: Addr) -> bool {
     let key = OwnKey { netns, addr };
     // SAFETY: only the presence is looked at.
     unsafe { OWN.get(&key) }.is_some()
+}
+
+/// Whether `port` of the pod in `netns` is set apart for `usage`.
+#[inline(always)]
+pub fn is_set_apart(netns: u64, port: u16, usage: PortUse) -> bool {
+    // SAFETY: only the presence is looked at.
+    unsafe { PORTS.get(&PortKey::new(netns, port, usage)) }.is_some()
+}
+
+/// Whether `addr` is in a network that the pod in `netns` excludes.
+#[inline(always)]
+pub fn is_excluded(netns: u64, addr: Addr) -> bool {
+    CIDRS
+        .get(&Key::new(CIDR_BITS, CidrData::new(netns, addr)))
+        .is_some()
 }

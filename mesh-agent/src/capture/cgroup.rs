@@ -84,6 +84,11 @@ impl PodCgroup {
         &self.dir
     }
 
+    /// Where it is, without symbolic links.
+    pub(super) fn path(&self) -> &Path {
+        &self.full
+    }
+
     /// Whether its path still leads to it.
     pub(super) fn is_current(&self) -> bool {
         fs::metadata(&self.full).is_ok_and(|meta| meta.ino() == self.id)

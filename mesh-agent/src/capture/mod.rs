@@ -4,13 +4,16 @@
 mod bpffs;
 mod cgroup;
 mod checks;
+mod diag;
 pub mod enroller;
 mod error;
 mod flows;
+mod kubelet;
 mod mounts;
 mod netns;
 mod node;
 mod objects;
+mod older;
 mod pod;
 mod sockets;
 mod status;
@@ -30,8 +33,9 @@ use thiserror::Error;
 pub use bpffs::default_dir;
 pub use checks::{Check, Outcome, checks};
 pub use error::{CaptureError, EnrolError};
-pub use node::{Capture, CaptureOptions, CaptureState, unload};
-pub use pod::PodSpec;
+pub use node::{Capture, CaptureOptions, CaptureState, ProbePassage, unload};
+pub use older::OlderConnections;
+pub use pod::{PodSpec, Rules};
 pub use sockets::{Family, SocketSource};
 pub use status::{CaptureStatus, LinkStatus, MapStatus, PodStatus, ProgramStatus};
 

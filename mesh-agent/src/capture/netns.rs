@@ -54,6 +54,21 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The cookie of the namespace that this thread is in: the agent's own, which is the host's.
+    pub(super) fn home_cookie() -> io::Result<u64> {
+        netns_cookie(Socket::new(Domain::IPV4, Type::STREAM, None)?.as_fd())
+    }
+
+    /// The ports that its kernel gives to clients (`ip_local_port_range`, for both families).
+    pub(super) fn ephemeral_ports(&self) -> io::Result<(u16, u16)> {
+        let text = self.within(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range"))??;
+        let mut numbers = text.split_whitespace().map_while(|number| number.parse().ok());
+        match (numbers.next(), numbers.next()) {
+            (Some(first), Some(last)) => Ok((first, last)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
     /// Its cookie: unique as long as the kernel runs.
     pub(super) fn cookie(&self) -> u64 {
         self.cookie

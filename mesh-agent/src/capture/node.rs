@@ -2,6 +2,7 @@
 //! Whatever is pinned outlives a crash, so a pod whose agent died refuses connections; it never goes on in plaintext.
 
 mod entries;
+mod passes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -9,8 +10,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::programs::links::FdLink;
-use mesh_common::{MAX_PODS, MAX_WORKERS, OwnKey, PodConst, PodEntry, maps};
+use mesh_common::{MAX_PODS, MAX_WORKERS, NodeConst, OwnKey, PodConst, PodEntry, maps};
 use mesh_core::model::WorkloadUid;
+use mesh_core::plan::AllowedExclusions;
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -18,11 +20,16 @@ use super::bpffs::{self, NodeDir, Run};
 use super::cgroup::{self, AgentCgroup, Cgroup2};
 use super::error::{CaptureError, EnrolError};
 use super::flows::KernelFlows;
+use super::netns::Netns;
 use super::objects::NodeObject;
-use super::pod::{CapturedPod, Place, PodSpec, data_path_pod, make_listeners};
+use super::older::Older;
+use super::pod::{CapturedPod, Place, PodSpec, Rules, data_path_pod, make_listeners};
 use super::sys::Table;
 use super::{FlowTable, PodServer, checks};
+use crate::settings::KubeletCgroup;
 use entries::Undo;
+use passes::Passes;
+pub use passes::ProbePassage;
 
 /// How to capture.
 #[derive(Clone, Debug)]
@@ -35,6 +42,10 @@ pub struct CaptureOptions {
     pub cgroup_root: Option<PathBuf>,
     /// How many workers accept connections, 1 to `mesh_common::MAX_WORKERS`.
     pub workers: usize,
+    /// Whose connections pass as probes.
+    pub kubelet_cgroup: KubeletCgroup,
+    /// Which exclusions pods may ask for.
+    pub allow_exclusions: AllowedExclusions,
 }
 
 impl CaptureOptions {
@@ -45,6 +56,8 @@ impl CaptureOptions {
             bpffs_dir: bpffs::default_dir(node_name),
             cgroup_root: None,
             workers: workers.clamp(1, MAX_WORKERS as usize),
+            kubelet_cgroup: KubeletCgroup::Auto,
+            allow_exclusions: AllowedExclusions::default(),
         }
     }
 }
@@ -73,6 +86,7 @@ pub struct Capture {
     pub(super) pods: Table<u64, PodEntry>,
     pub(super) own: Table<OwnKey, u32>,
     pub(super) listeners: Table<u32, u32>,
+    pub(super) passes: Passes,
     delivery: Mutex<Option<FdLink>>,
     state: Mutex<State>,
 }
@@ -125,7 +139,11 @@ impl Capture {
     }
 
     fn load_into(options: CaptureOptions, started: Started) -> Result<Self, CaptureError> {
-        let loaded = NodeObject::load(Some(&started.run.maps()))
+        let host_netns = Netns::home_cookie();
+        let host_netns = host_netns.map_err(CaptureError::io(
+            "reading the cookie of the host's network namespace",
+        ))?;
+        let loaded = NodeObject::load(Some(&started.run.maps()), NodeConst { host_netns })
             .and_then(|mut object| Ok((object.attach_agent(started.agent_cgroup.file())?, object)));
         let (delivery, object) = match loaded {
             Ok(loaded) => loaded,
@@ -150,6 +168,7 @@ impl Capture {
             pods: Table::new(object.map(maps::PODS)?),
             own: Table::new(object.map(maps::OWN)?),
             listeners: Table::new(object.map(maps::LISTENERS)?),
+            passes: Passes::new(&object, host_netns)?,
             object: Mutex::new(object),
             delivery: Mutex::new(Some(delivery)),
             state: Mutex::default(),
@@ -244,9 +263,13 @@ impl Capture {
             .map_err(EnrolError::kernel("making the directory of its pins"))?;
         let pod = data_path_pod(spec, &netns, slot);
         server.serve(Arc::clone(&pod), listeners);
-        let attached =
-            self.object()
-                .attach_pod(PodConst { netns: cookie }, netns.file(), cgroup.file(), &dir);
+        let consts = PodConst {
+            netns: cookie,
+            host_netns: self.passes.host_netns(),
+        };
+        let attached = self
+            .object()
+            .attach_pod(consts, netns.file(), cgroup.file(), &dir);
         let links = attached.map_err(|(what, why)| {
             server.retire(&spec.uid);
             EnrolError::Kernel { what, why }
@@ -262,6 +285,8 @@ impl Capture {
             own: interfaces.addresses,
             links,
             changes: Arc::new(changes),
+            rules: Rules::default(),
+            older: Older::default(),
         })
     }
 
@@ -411,6 +436,7 @@ impl Capture {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         drop(delivery);
+        self.passes.detach();
         if let Err(error) = self.dir.remove() {
             warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
         }

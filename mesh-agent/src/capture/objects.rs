@@ -8,7 +8,7 @@ use aya::maps::{Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use mesh_common::{PodConst, maps, programs};
+use mesh_common::{NodeConst, PodConst, maps, programs};
 
 use super::error::{CaptureError, causes};
 
@@ -42,9 +42,10 @@ impl NodeObject {
     }
 
     /// Loads programs and maps; the maps are pinned in `pins`, so that each pod's object shares them.
-    pub(super) fn load(pins: Option<&Path>) -> Result<Self, CaptureError> {
+    pub(super) fn load(pins: Option<&Path>, node: NodeConst) -> Result<Self, CaptureError> {
         let object = embedded::NODE.ok_or(CaptureError::NotBuilt)?;
         let mut bpf = loader(pins)
+            .override_global(programs::NODE_CONST, &node, true)
             .load(object)
             .map_err(CaptureError::load("the node's maps"))?;
         for (name, program) in bpf.programs_mut() {
@@ -82,6 +83,12 @@ impl NodeObject {
     /// Attaches the delivery program to the agent's own cgroup, for as long as the link is kept.
     pub(super) fn attach_agent(&mut self, cgroup: &File) -> Result<FdLink, CaptureError> {
         let attached = self.attach(programs::AGENT_SOCK_OPS, cgroup);
+        attached.map_err(|(what, why)| CaptureError::Load { what, why })
+    }
+
+    /// Attaches the program that notes probes to the kubelet's cgroup, for as long as the link is kept.
+    pub(super) fn attach_kubelet(&mut self, cgroup: &File) -> Result<FdLink, CaptureError> {
+        let attached = self.attach(programs::KUBELET_SOCK_OPS, cgroup);
         attached.map_err(|(what, why)| CaptureError::Load { what, why })
     }
 
@@ -175,7 +182,11 @@ fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
 
 fn map_data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::HashMap(data) | Map::SockMap(data) | Map::PerCpuArray(data) | Map::SkStorage(data) => Some(data),
+        Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::SockMap(data)
+        | Map::PerCpuArray(data)
+        | Map::SkStorage(data) => Some(data),
         _ => None,
     }
 }

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mesh_common::{Addr, MAX_WORKERS, Role};
-use mesh_core::model::{SpiffeId, Workload, WorkloadUid};
+use mesh_core::model::{Exclusions, SpiffeId, Workload, WorkloadUid};
 use socket2::Socket;
 
 use super::cgroup::PodCgroup;
 use super::error::EnrolError;
 use super::netns::{Interfaces, Netns};
 use super::objects::PodLinks;
+use super::older::Older;
 use super::sockets::NetnsSockets;
 use super::{Listener, Pod};
 
@@ -158,6 +159,19 @@ pub(super) struct CapturedPod {
     pub(super) own: BTreeSet<IpAddr>,
     pub(super) links: PodLinks,
     pub(super) changes: Arc<OwnedFd>,
+    /// What passes uncaptured, as it is in the kernel's maps.
+    pub(super) rules: Rules,
+    /// What goes around capture.
+    pub(super) older: Older,
+}
+
+/// What of a pod's traffic passes uncaptured. Changes without any effect on its captured connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Ports that the kubelet may reach.
+    pub probe_ports: BTreeSet<u16>,
+    /// What is excluded.
+    pub exclusions: Exclusions,
 }
 
 impl CapturedPod {

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use aya::maps::PerCpuArray;
-use mesh_common::{Counter, LISTENERS, MAX_FLOWS, MAX_OWN, MAX_PODS, is_agent_port, maps};
+use mesh_common::{
+    Counter, LISTENERS, MAX_CIDRS, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS, MAX_PROBES, is_agent_port, maps,
+};
 use mesh_core::model::WorkloadUid;
 use serde::Serialize;
 
@@ -118,6 +120,13 @@ impl Capture {
                 flows.deliveries.keys().map(|k| k.len()),
                 MAX_FLOWS,
             ),
+            fill(
+                maps::PROBES,
+                self.passes.probes.keys().map(|k| k.len()),
+                MAX_PROBES,
+            ),
+            fill(maps::PORTS, self.passes.ports.keys().map(|k| k.len()), MAX_PORTS),
+            fill(maps::CIDRS, self.passes.cidrs.keys().map(|k| k.len()), MAX_CIDRS),
             fill(maps::LISTENERS, self.listeners.keys().map(|k| k.len()), LISTENERS),
         ]
         .into_iter()

@@ -60,6 +60,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
         found(self.call(BPF_MAP_DELETE_ELEM, std::ptr::from_ref(key) as u64, 0)).map(|hit| hit.is_some())
     }
 
+    /// Reads an element.
+    pub(super) fn get(&self, key: &K) -> io::Result<Option<V>> {
+        self.read(BPF_MAP_LOOKUP_ELEM, key)
+    }
+
     /// Reads an element and removes it, in one step where the kernel can.
     pub(super) fn take(&self, key: &K) -> io::Result<Option<V>> {
         match self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key) {

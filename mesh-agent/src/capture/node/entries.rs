@@ -93,6 +93,7 @@ impl Capture {
             }
         }
         self.flows.sweep(cookie);
+        self.passes.sweep(cookie);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Who may go where, by the documents that say so.
 
 mod services;
+mod uncaptured;
 
 use proptest::prelude::*;
 
