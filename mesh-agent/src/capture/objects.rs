@@ -186,7 +186,8 @@ fn map_data(map: &Map) -> Option<&MapData> {
         | Map::LpmTrie(data)
         | Map::SockMap(data)
         | Map::PerCpuArray(data)
-        | Map::SkStorage(data) => Some(data),
+        | Map::SkStorage(data)
+        | Map::RingBuf(data) => Some(data),
         _ => None,
     }
 }

@@ -25,7 +25,7 @@ static NODE: Global<NodeConst> = Global::new(NodeConst { host_netns: 0 });
 pub fn capture_connect4(ctx: SockAddrContext) -> i32 {
     match connect::capture(&ctx, ctx::sock_addr_addr4(&ctx)) {
         Verdict::Pass => PASS,
-        Verdict::Refuse => REFUSE,
+        Verdict::Refuse(_) => REFUSE,
         Verdict::Rewrite(addr, port) => {
             ctx::set_sock_addr4(&ctx, addr, port);
             PASS
@@ -38,7 +38,7 @@ pub fn capture_connect4(ctx: SockAddrContext) -> i32 {
 pub fn capture_connect6(ctx: SockAddrContext) -> i32 {
     match connect::capture(&ctx, ctx::sock_addr_addr6(&ctx)) {
         Verdict::Pass => PASS,
-        Verdict::Refuse => REFUSE,
+        Verdict::Refuse(_) => REFUSE,
         Verdict::Rewrite(addr, port) => {
             ctx::set_sock_addr6(&ctx, addr, port);
             PASS

@@ -24,8 +24,8 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     let packet = ctx::sk_lookup(&ctx);
     let pod = POD.load();
     match lookup::steer(&ctx, &packet, pod.netns, pod.host_netns) {
-        Steering::Pass => SK_PASS,
-        Steering::Drop => SK_DROP,
+        Steering::Pass(_) => SK_PASS,
+        Steering::Drop(_) => SK_DROP,
     }
 }
 
