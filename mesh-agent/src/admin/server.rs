@@ -12,7 +12,8 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::document::{
-    Bpf, Certificates, Checks, Config, ConnectionFilter, Connections, Failure, Status, Workloads,
+    Bpf, Certificates, Checks, Config, ConnectionFilter, Connections, Failure, OlderConnections, Status,
+    Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
 
@@ -24,6 +25,8 @@ pub trait View: Send + Sync + 'static {
     fn workloads(&self) -> Workloads;
     /// `GET /connections`.
     fn connections(&self, filter: &ConnectionFilter) -> Connections;
+    /// `GET /connections/older`.
+    fn older_connections(&self, filter: &ConnectionFilter) -> OlderConnections;
     /// `GET /certs`.
     fn certificates(&self) -> Certificates;
     /// `GET /bpf`.
@@ -77,6 +80,12 @@ pub fn router(view: Arc<dyn View>) -> Router {
             "/connections",
             get(async |State(v): Shared, Query(filter): Query<ConnectionFilter>| {
                 answer(move || v.connections(&filter)).await
+            }),
+        )
+        .route(
+            "/connections/older",
+            get(async |State(v): Shared, Query(filter): Query<ConnectionFilter>| {
+                answer(move || v.older_connections(&filter)).await
             }),
         )
         .route(

@@ -1,9 +1,12 @@
 //! What `meshctl check` says about a running agent: pure functions of its documents.
 
+use std::collections::BTreeSet;
+
 use crate::admin::document::{
-    Bpf, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level, Status, WorkloadEntry,
-    Workloads,
+    Bpf, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level, OlderConnections,
+    Status, WorkloadEntry, Workloads,
 };
+use crate::capture::{KubeletError, ProbePassage};
 use crate::worker::WorkerStatus;
 
 /// A map that is fuller than this is worth a look.
@@ -16,6 +19,9 @@ pub(super) struct Facts {
     pub(super) certificates: Certificates,
     pub(super) bpf: Bpf,
     pub(super) workers: Vec<WorkerStatus>,
+    /// Whether the kubelet's probes pass; `None` before that was looked at.
+    pub(super) probes: Option<ProbePassage>,
+    pub(super) older: OlderConnections,
 }
 
 /// The checks of the agent, in the order in which to read them.
@@ -27,6 +33,8 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
         certificates(&facts.certificates),
         maps(&facts.bpf),
         shadowed_ports(&facts.bpf),
+        probes(facts.probes.as_ref(), &facts.workloads),
+        older(&facts.older),
         workers(&facts.workers),
     ]
 }
@@ -187,6 +195,70 @@ fn shadowed_ports(bpf: &Bpf) -> Check {
     )
 }
 
+/// Without a kubelet there is nothing to pass; it matters where pods declare probes.
+fn probes(passage: Option<&ProbePassage>, workloads: &Workloads) -> Check {
+    let declaring = workloads
+        .workloads
+        .iter()
+        .filter(|w| !w.uncaptured.probe_ports.is_empty());
+    let declaring: BTreeSet<String> = declaring.map(|w| format!("{}/{}", w.namespace, w.name)).collect();
+    let (level, found) = match passage {
+        None => (Level::Ok, "not looked at yet".to_owned()),
+        Some(ProbePassage::Of(cgroup)) => {
+            let detail = format!(
+                "those of the kubelet in {} reach the ports declared for them",
+                cgroup.display()
+            );
+            (Level::Ok, detail)
+        }
+        Some(ProbePassage::None(why @ (KubeletError::Off | KubeletError::NotFound))) => {
+            let level = if declaring.is_empty() || *why == KubeletError::Off {
+                Level::Ok
+            } else {
+                Level::Warn
+            };
+            (level, format!("none pass uncaptured: {why}"))
+        }
+        Some(ProbePassage::None(why)) => (Level::Warn, format!("none pass uncaptured: {why}")),
+        Some(ProbePassage::Failed(why)) => (Level::Warn, format!("none pass uncaptured: {why}")),
+    };
+    let detail = if level == Level::Warn && !declaring.is_empty() {
+        let pods: Vec<String> = declaring.into_iter().collect();
+        format!("{found}\ndeclared by {}", pods.join(", "))
+    } else {
+        found
+    };
+    check(
+        "kubelet probes",
+        level,
+        detail,
+        "name the kubelet's own cgroup with --kubelet-cgroup; until then probes are captured like other connections, and refused where \
+         the pod is STRICT",
+    )
+}
+
+fn older(older: &OlderConnections) -> Check {
+    let mut detail = format!(
+        "{} connections go around the agent, {} were closed",
+        older.connections.len(),
+        older.closed
+    );
+    for problem in &older.problems {
+        detail += &format!("\n{problem}");
+    }
+    let level = if older.problems.is_empty() {
+        Level::Ok
+    } else {
+        Level::Warn
+    };
+    check(
+        "older connections",
+        level,
+        detail,
+        "`meshctl connections --older` lists them; restart the pods whose connections cannot be closed",
+    )
+}
+
 fn workers(workers: &[WorkerStatus]) -> Check {
     let panics: u64 = workers.iter().map(|w| w.panics).sum();
     let tunnels: usize = workers.iter().map(|w| w.tunnels).sum();
@@ -222,6 +294,7 @@ mod tests {
             capture_reason: (capture == CaptureState::Failed).then(|| "no netns".into()),
             mtls: "STRICT".into(),
             mtls_policy: None,
+            uncaptured: Default::default(),
         }
     }
 
@@ -296,6 +369,42 @@ mod tests {
         };
         assert_eq!(shadowed_ports(&bpf).level, Level::Warn);
         assert_eq!(shadowed_ports(&Bpf::default()).level, Level::Ok);
+    }
+
+    #[test]
+    fn a_kubelet_that_is_not_trusted_is_warned_about_where_it_matters() {
+        let none = Workloads::default();
+        let mut declaring = workload(CaptureState::Captured, EnrolmentState::Enrolled);
+        declaring.uncaptured.probe_ports = vec![8080];
+        let some = Workloads {
+            workloads: vec![declaring],
+        };
+        let not_found = ProbePassage::None(KubeletError::NotFound);
+        assert_eq!(probes(Some(&not_found), &none).level, Level::Ok);
+        let check = probes(Some(&not_found), &some);
+        assert_eq!(check.level, Level::Warn);
+        assert!(
+            check.detail.contains("declared by shop/order"),
+            "{}",
+            check.detail
+        );
+        let unfit = ProbePassage::None(KubeletError::Unfit {
+            path: "/x".into(),
+            why: "holds process 7, which is a container's".into(),
+        });
+        assert_eq!(probes(Some(&unfit), &none).level, Level::Warn);
+        assert_eq!(
+            probes(Some(&ProbePassage::Of("/x".into())), &some).level,
+            Level::Ok
+        );
+    }
+
+    #[test]
+    fn connections_that_cannot_be_closed_are_warned_about() {
+        let mut facts = OlderConnections::default();
+        assert_eq!(older(&facts).level, Level::Ok);
+        facts.problems.push("shop/order: this kernel cannot close".into());
+        assert_eq!(older(&facts).level, Level::Warn);
     }
 
     #[test]

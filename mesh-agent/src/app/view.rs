@@ -14,7 +14,8 @@ use crate::admin::View;
 use crate::admin::document::{
     Bpf, BpfEvent, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts, CertificateEntry,
     CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
-    Connections, EnrolmentState, PodCounts, SnapshotStatus, Status, WorkloadEntry, Workloads, timestamp,
+    Connections, EnrolmentState, OlderConnections, PodCounts, SnapshotStatus, Status, WorkloadEntry,
+    Workloads, timestamp,
 };
 use crate::admin::host;
 use crate::capture::{self, Capture, CaptureStatus};
@@ -27,6 +28,8 @@ use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
 use crate::worker::Workers;
 
 use super::checks;
+
+mod uncaptured;
 
 /// How far each local enrolled workload is captured.
 pub(super) type CaptureStates = BTreeMap<WorkloadUid, capture::CaptureState>;
@@ -63,6 +66,13 @@ impl AgentView {
             pods_failed: pods.failed as u64,
             maps: self.capture.map_fill().into_iter().map(map_fill).collect(),
             events: self.capture.counters().into_iter().collect(),
+            older_connections: self
+                .capture
+                .older()
+                .iter()
+                .map(|of| of.connections.len() as u64)
+                .sum(),
+            older_closed: self.capture.older_closed(),
         }
     }
 
@@ -121,7 +131,17 @@ impl View for AgentView {
     }
 
     fn workloads(&self) -> Workloads {
-        workloads(&self.snapshots.load(), &self.capture.states())
+        let snapshot = self.snapshots.load();
+        let mut all = workloads(&snapshot, &self.capture.states());
+        uncaptured::describe(&mut all, &snapshot, &self.capture);
+        all
+    }
+
+    fn older_connections(&self, filter: &ConnectionFilter) -> OlderConnections {
+        let mut older = uncaptured::older(&self.snapshots.load(), self.capture.older());
+        older.connections.retain(|entry| entry.matches(filter));
+        older.closed = self.capture.older_closed();
+        older
     }
 
     fn connections(&self, filter: &ConnectionFilter) -> Connections {
@@ -156,6 +176,8 @@ impl View for AgentView {
             certificates: self.certificates(),
             bpf: self.bpf(),
             workers: self.workers.status(),
+            probes: self.capture.probe_passage(),
+            older: self.older_connections(&ConnectionFilter::default()),
         }));
         checks
     }
@@ -278,6 +300,7 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
             mtls_policy: mtls
                 .and_then(|decision| decision.decided_by.as_ref())
                 .map(ToString::to_string),
+            uncaptured: Default::default(),
         }
     };
     Workloads {

@@ -36,6 +36,12 @@ impl Cgroup2 {
         })
     }
 
+    /// Where the cgroup that a `/proc/PID/cgroup` names is below the mount.
+    pub(super) fn place_of(&self, text: &str) -> Option<PathBuf> {
+        let own = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+        below_mount(self, Path::new(own))
+    }
+
     /// Opens the cgroup of a pod: `path` is absolute or relative to the mount.
     pub(super) fn open_pod(&self, path: &str, agent: &Path) -> Result<PodCgroup, EnrolError> {
         let missing = |source| EnrolError::Cgroup {

@@ -124,6 +124,18 @@ pub enum EnrolError {
         /// The interfaces that are up.
         interfaces: Vec<String>,
     },
+    /// The pod's processes are in other cgroups than its own.
+    #[error(
+        "its process {pid} is in cgroup {found}, not below its cgroup {expected}: what it connects to would not be captured"
+    )]
+    Astray {
+        /// One of its processes.
+        pid: u32,
+        /// Where that is.
+        found: PathBuf,
+        /// Where it should be.
+        expected: PathBuf,
+    },
     /// There is no slot left.
     #[error("this node captures {} pods at most", mesh_common::MAX_PODS)]
     Full,

@@ -74,6 +74,11 @@ impl Netns {
         self.cookie
     }
 
+    /// Its inode, by which `/proc` names it.
+    pub(super) fn inode(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.ino())
+    }
+
     /// Whether it is the namespace that the agent itself lives in.
     pub(super) fn is_home(&self) -> io::Result<bool> {
         Ok(self.file.metadata()?.ino() == self.home.metadata()?.ino())

@@ -24,6 +24,7 @@ use super::netns::Netns;
 use super::objects::NodeObject;
 use super::older::Older;
 use super::pod::{CapturedPod, Place, PodSpec, Rules, data_path_pod, make_listeners};
+use super::residents::Residents;
 use super::sys::Table;
 use super::{FlowTable, PodServer, checks};
 use crate::settings::KubeletCgroup;
@@ -210,6 +211,7 @@ impl Capture {
     /// The pod is left as it was; see [`EnrolError::is_pending`].
     pub fn enrol(&self, spec: &PodSpec, server: &dyn PodServer) -> Result<(), EnrolError> {
         let place = Place::find(spec, |path| self.cgroup2.open_pod(path, self.agent_cgroup.path()))?;
+        self.refuse_strays(&place)?;
         let mut state = self.state();
         if let Some(present) = state.pods.get(&spec.uid) {
             if present.spec == *spec && present.is_current() {
@@ -229,6 +231,25 @@ impl Capture {
         let captured = self.capture(&state, spec, place, server)?;
         state.pods.insert(spec.uid.clone(), captured);
         Ok(())
+    }
+
+    /// The hooks are on the cgroup: processes that are elsewhere would go around them.
+    fn refuse_strays(&self, place: &Place) -> Result<(), EnrolError> {
+        let home = place.cgroup.path();
+        let inode = place
+            .netns
+            .inode()
+            .map_err(EnrolError::kernel("looking at its network namespace"))?;
+        let residents = Residents::of(inode, home, &self.cgroup2);
+        let residents = residents.map_err(EnrolError::kernel("looking for its processes in /proc"))?;
+        match residents.stray() {
+            None => Ok(()),
+            Some((pid, found)) => Err(EnrolError::Astray {
+                pid,
+                found,
+                expected: home.to_owned(),
+            }),
+        }
     }
 
     /// The order matters: see the design of enrolment in ARCHITECTURE.md. Listeners, entries, workers, `sk_lookup`, `sock_ops`,

@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::admin::document::{
-    Bpf, Certificates, Checks, Config, ConnectionEntry, Connections, Status, Workloads,
+    Bpf, Certificates, Checks, Config, ConnectionEntry, Connections, OlderConnections, Status, Workloads,
 };
 use crate::admin::{AdminServer, AdminSocket, View};
 use crate::telemetry::connections::tests::info;
@@ -31,6 +31,10 @@ impl View for Shown {
         Connections {
             connections: entries.filter(|entry| entry.matches(filter)).collect(),
         }
+    }
+
+    fn older_connections(&self, _: &ConnectionFilter) -> OlderConnections {
+        OlderConnections::default()
     }
 
     fn certificates(&self) -> Certificates {

@@ -54,6 +54,7 @@ fn workload_entry(name: &str) -> WorkloadEntry {
         capture_reason: None,
         mtls: "PERMISSIVE".into(),
         mtls_policy: None,
+        uncaptured: Default::default(),
     }
 }
 
