@@ -168,12 +168,6 @@ fn an_excluded_inbound_port_ends_with_strict_and_so_do_the_connections_that_it_l
         "{closed:?}\n{}",
         stage.agent.log()
     );
-    let report = held.report(Duration::from_secs(20))?;
-    assert!(
-        report.error.is_some(),
-        "the connection that it let in was closed: {report:?}"
-    );
-
     stage.config.peer_authentication(MESH, "PERMISSIVE")?;
     stage.wait_workload("it begins again", |w| {
         w["uncaptured"]["inbound_ports"] == json!([8080])
