@@ -138,7 +138,7 @@ fn an_excluded_inbound_port_ends_with_strict_and_so_do_the_connections_that_it_l
     assert_eq!(report.text, "ping\n", "{report:?}");
     assert_eq!(app.wait_events("accepted", 1)?[0].peer, report.local);
     assert_eq!((stage.carried()?, stage.event("inbound_excluded")?), (0.0, 1.0));
-    let held = stage
+    let _held = stage
         .visitor
         .connect_in_background(ip, 8080, "idle", &["--seconds", "8"])?;
     app.wait_events("accepted", 2)?;

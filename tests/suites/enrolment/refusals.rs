@@ -99,7 +99,9 @@ fn pods_whose_place_cannot_be_captured_are_refused_with_the_reason() -> Result<(
     // It routes between two interfaces.
     let router = stage.node.pod(MESH, "router")?;
     router.netns().sysctl("ipv4/ip_forward", "1")?;
-    router.netns().ip(&["link", "add", "tap0", "type", "dummy"])?;
+    router
+        .netns()
+        .ip(&["link", "add", "tap0", "type", "veth", "peer", "name", "tap1"])?;
     router.netns().ip(&["link", "set", "tap0", "up"])?;
     stage.config.pod(&router.spec())?;
     // Its processes are somewhere else than its cgroup.
