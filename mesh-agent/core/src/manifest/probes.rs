@@ -150,7 +150,7 @@ containers:
     postStart: {httpGet: {port: '9003'}}
     preStop: {tcpSocket: {port: web}}
 - name: b
-  livenessProbe: {exec: {command: [true]}}
+  livenessProbe: {exec: {command: ['true']}}
 initContainers:
 - name: sidecar
   restartPolicy: Always

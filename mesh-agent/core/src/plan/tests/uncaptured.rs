@@ -3,8 +3,10 @@
 use super::*;
 use crate::model::Exclusions;
 
+/// The pods and services, under these policies alone.
 fn with(policies: &str) -> Snapshot {
-    Snapshot::from_yaml(settings(), &format!("{MESH}\n---\n{policies}"))
+    let end = MESH.find("apiVersion: security.istio.io").unwrap();
+    Snapshot::from_yaml(settings(), &format!("{}{policies}", &MESH[..end]))
 }
 
 fn policy(namespace: &str, spec: &str) -> String {
