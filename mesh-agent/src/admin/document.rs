@@ -71,6 +71,9 @@ pub struct ConnectionCounts {
     pub live: usize,
     /// Opened since the start.
     pub opened: u64,
+    /// Of these, tried again on another tunnel because the peer had not processed them.
+    #[serde(default)]
+    pub retried: u64,
 }
 
 /// Certificates of local identities.
@@ -124,6 +127,9 @@ pub struct WorkloadEntry {
     /// What of a captured pod is not carried by the agent.
     #[serde(default)]
     pub uncaptured: UncapturedEntry,
+    /// What it takes of this agent, while it is captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageEntry>,
 }
 
 /// What of a captured pod is not carried by the agent, by permission or by age.
@@ -191,6 +197,22 @@ impl OlderConnectionEntry {
     }
 }
 
+/// What a workload takes of an agent, over all workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageEntry {
+    /// TCP connections.
+    pub connections: usize,
+    /// Streams of tunnels to it.
+    pub streams: usize,
+    /// TLS handshakes with its clients that are under way.
+    pub handshakes: usize,
+    /// Bytes that the agent holds between its sockets.
+    pub held_bytes: usize,
+    /// How often a budget has refused, by budget; those that have.
+    #[serde(default)]
+    pub refused: std::collections::BTreeMap<String, u64>,
+}
+
 /// Whether a workload is part of the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -252,6 +274,9 @@ pub struct ConnectionEntry {
     pub received_bytes: u64,
     /// Bytes from the server.
     pub sent_bytes: u64,
+    /// Bytes that the agent holds: read from one side and not yet written to the other.
+    #[serde(default)]
+    pub held_bytes: u64,
 }
 
 /// Direction of a connection, seen from the local pod.
@@ -332,6 +357,7 @@ impl ConnectionEntry {
             age_seconds: live.age().as_secs_f64(),
             received_bytes: live.counts.received.load(relaxed),
             sent_bytes: live.counts.sent.load(relaxed),
+            held_bytes: live.counts.held(),
         }
     }
 

@@ -295,6 +295,7 @@ mod tests {
             mtls: "STRICT".into(),
             mtls_policy: None,
             uncaptured: Default::default(),
+            usage: None,
         }
     }
 

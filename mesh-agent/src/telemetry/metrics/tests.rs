@@ -17,6 +17,11 @@ fn readings() -> Readings {
         events: vec![("connect_captured", 9)],
         older_connections: 4,
         older_closed: 2,
+        budgets: vec![BudgetReading {
+            workload: "shop/order/u1".into(),
+            taken: vec![("stream", 3), ("bytes", 4096)],
+            refused: vec![("stream", 2)],
+        }],
     }
 }
 
