@@ -3,12 +3,12 @@
 use core::arch::asm;
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
     Addr, CIDR_BITS, COUNTERS as COUNTER_COUNT, CidrData, Counter, EVENT_BUDGETS, EVENTS_BYTES, FlowKey,
-    LISTENERS as LISTENER_COUNT, MAX_CIDRS, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS, MAX_PROBES, OwnKey,
-    Peer, PodEntry, PortKey, PortUse,
+    LISTENERS as LISTENER_COUNT, LogSwitch, MAX_CIDRS, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS, MAX_PROBES,
+    OwnKey, Peer, PodEntry, PortKey, PortUse,
 };
 
 /// Pods under capture, by netns cookie.
@@ -59,6 +59,10 @@ pub static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
 /// Budgets of events, by `mesh_common::event_budget`.
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<u64, { EVENT_BUDGETS as usize }> = PerCpuArray::new();
+
+/// Whether debug lines are written.
+#[btf_map]
+pub static LOG_SWITCH: Array<LogSwitch, 1> = Array::new();
 
 /// Adds one to a counter. Atomically: on this CPU, a program that was interrupted may be in the middle of the same.
 #[inline(always)]

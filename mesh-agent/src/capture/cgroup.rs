@@ -36,6 +36,12 @@ impl Cgroup2 {
         })
     }
 
+    /// The cgroup that a process is in, where it still runs and the mount shows that.
+    pub(super) fn of_process(&self, pid: u32) -> Option<PathBuf> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        self.place_of(&text)
+    }
+
     /// Where the cgroup that a `/proc/PID/cgroup` names is below the mount.
     pub(super) fn place_of(&self, text: &str) -> Option<PathBuf> {
         let own = text.lines().find_map(|line| line.strip_prefix("0::"))?;
@@ -93,6 +99,11 @@ impl PodCgroup {
     /// Where it is, without symbolic links.
     pub(super) fn path(&self) -> &Path {
         &self.full
+    }
+
+    /// Whether `cgroup` is this one or below it.
+    pub(super) fn holds(&self, cgroup: &Path) -> bool {
+        cgroup.starts_with(&self.full)
     }
 
     /// Whether its path still leads to it.

@@ -4,9 +4,11 @@
 mod bpffs;
 mod cgroup;
 mod checks;
+mod debug_log;
 mod diag;
 pub mod enroller;
 mod error;
+pub mod events;
 mod flows;
 mod kubelet;
 mod mounts;
@@ -33,6 +35,7 @@ use thiserror::Error;
 
 pub use bpffs::default_dir;
 pub use checks::{Check, Outcome, checks};
+pub use debug_log::{DebugLogError, DebugLogStatus, LONGEST as LONGEST_DEBUG_LOG};
 pub use error::{CaptureError, EnrolError};
 pub use kubelet::KubeletError;
 pub use node::{Capture, CaptureOptions, CaptureState, ProbePassage, unload};

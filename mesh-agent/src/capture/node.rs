@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use aya::programs::links::FdLink;
 use mesh_common::{MAX_PODS, MAX_WORKERS, NodeConst, OwnKey, PodConst, PodEntry, maps};
@@ -18,7 +19,9 @@ use tracing::{info, warn};
 
 use super::bpffs::{self, NodeDir, Run};
 use super::cgroup::{self, AgentCgroup, Cgroup2};
+use super::debug_log::DebugLog;
 use super::error::{CaptureError, EnrolError};
+use super::events::{Book, Predecessors};
 use super::flows::KernelFlows;
 use super::netns::Netns;
 use super::objects::NodeObject;
@@ -88,6 +91,9 @@ pub struct Capture {
     pub(super) own: Table<OwnKey, u32>,
     pub(super) listeners: Table<u32, u32>,
     pub(super) passes: Passes,
+    pub(super) book: Mutex<Book>,
+    pub(super) debug_log: DebugLog,
+    predecessors: Mutex<Predecessors>,
     delivery: Mutex<Option<FdLink>>,
     state: Mutex<State>,
 }
@@ -144,9 +150,12 @@ impl Capture {
         let host_netns = host_netns.map_err(CaptureError::io(
             "reading the cookie of the host's network namespace",
         ))?;
-        let loaded = NodeObject::load(Some(&started.run.maps()), NodeConst { host_netns })
-            .and_then(|mut object| Ok((object.attach_agent(started.agent_cgroup.file())?, object)));
-        let (delivery, object) = match loaded {
+        let loaded =
+            NodeObject::load(Some(&started.run.maps()), NodeConst { host_netns }).and_then(|mut object| {
+                let delivery = object.attach_agent(started.agent_cgroup.file())?;
+                Ok((delivery, object.debug_lines()?, object))
+            });
+        let (delivery, debug_lines, object) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 let _ = started.run.remove();
@@ -160,6 +169,7 @@ impl Capture {
             dir,
             run,
         } = started;
+        let leftovers = dir.leftovers(&run);
         let capture = Self {
             flows: Arc::new(KernelFlows {
                 handoff: Table::new(object.map(maps::HANDOFF)?),
@@ -170,7 +180,10 @@ impl Capture {
             own: Table::new(object.map(maps::OWN)?),
             listeners: Table::new(object.map(maps::LISTENERS)?),
             passes: Passes::new(&object, host_netns)?,
+            debug_log: DebugLog::new(Table::new(object.map(maps::LOG_SWITCH)?), debug_lines),
             object: Mutex::new(object),
+            book: Mutex::default(),
+            predecessors: Mutex::new(Predecessors::open(&leftovers)),
             delivery: Mutex::new(Some(delivery)),
             state: Mutex::default(),
             options,
@@ -179,12 +192,7 @@ impl Capture {
             dir,
             run,
         };
-        let left: usize = capture
-            .dir
-            .leftovers(&capture.run)
-            .iter()
-            .map(|run| run.pods().len())
-            .sum();
+        let left: usize = leftovers.iter().map(|run| run.pods().len()).sum();
         info!(
             dir = %capture.dir.path().display(),
             cgroup2 = %capture.cgroup2.mount.display(),
@@ -410,7 +418,11 @@ impl Capture {
     pub fn drop_leftovers(&self) {
         for run in self.dir.leftovers(&self.run) {
             match run.remove() {
-                Ok(pins) => info!(pins, "removed what an earlier run had left"),
+                Ok(pins) => {
+                    info!(pins, "removed what an earlier run had left");
+                    let unread = self.predecessors().end(&run);
+                    self.take_events(unread, Instant::now());
+                }
                 Err(error) => warn!(%error, "what an earlier run has left cannot be removed"),
             }
         }
@@ -466,6 +478,10 @@ impl Capture {
 
     pub(super) fn object(&self) -> MutexGuard<'_, NodeObject> {
         self.object.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn predecessors(&self) -> MutexGuard<'_, Predecessors> {
+        self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
