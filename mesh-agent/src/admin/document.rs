@@ -38,6 +38,9 @@ pub struct Status {
     pub pods: PodCounts,
     /// Connections.
     pub connections: ConnectionCounts,
+    /// Clients that keep to an endpoint (`sessionAffinity: ClientIP`).
+    #[serde(default)]
+    pub sessions: SessionCounts,
     /// Certificates.
     pub certificates: CertificateCounts,
     /// Documents that are rejected at present.
@@ -78,6 +81,17 @@ pub struct ConnectionCounts {
     /// Of these, tried again on another tunnel because the peer had not processed them.
     #[serde(default)]
     pub retried: u64,
+}
+
+/// Sessions of services with `sessionAffinity: ClientIP`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionCounts {
+    /// Remembered now.
+    pub live: usize,
+    /// At most.
+    pub capacity: usize,
+    /// Forgotten before their time because there were too many, since the start.
+    pub evicted: u64,
 }
 
 /// Certificates of local identities.

@@ -15,9 +15,10 @@ use crate::admin::document::{
     Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod, BpfProgram,
     CaptureState, CertificateCounts, CertificateEntry, CertificateState, Certificates, Checks, Config,
     ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState, OlderConnections,
-    PodCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads, timestamp,
+    PodCounts, SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads, timestamp,
 };
 use crate::admin::host;
+use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture, CaptureStatus};
 use crate::identity::{self, CertificateStatus, Identities};
 use crate::sources::StatusReader;
@@ -42,6 +43,7 @@ pub(super) struct AgentView {
     pub(super) identities: Arc<Identities>,
     pub(super) capture: Arc<Capture>,
     pub(super) workers: Arc<Workers>,
+    pub(super) affinity: Arc<Affinity>,
     pub(super) log: Arc<ConnectionLog>,
     /// Cancelled when the agent begins to stop.
     pub(super) stopping: CancellationToken,
@@ -73,6 +75,7 @@ impl AgentView {
                 .map(|of| of.connections.len() as u64)
                 .sum(),
             older_closed: self.capture.older_closed(),
+            affinity: self.affinity.status(),
             event_reports: event_reports(&self.capture.event_tallies()),
             debug_log: self.capture.debug_log().is_some(),
             budgets: self.workers.usage().into_iter().map(budget_reading).collect(),
@@ -187,6 +190,7 @@ impl View for AgentView {
                 opened: self.log.opened(),
                 retried: self.log.retries().counts().iter().map(|(_, n)| n).sum(),
             },
+            sessions: session_counts(self.affinity.status()),
             certificates: certificate_counts(&self.identities.status()),
             rejections: snapshot.diagnostics().rejections.len(),
         }
@@ -388,6 +392,14 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates, usage: &BTreeMap<Workl
     };
     Workloads {
         workloads: all.into_iter().map(entry).collect(),
+    }
+}
+
+fn session_counts(status: AffinityStatus) -> SessionCounts {
+    SessionCounts {
+        live: status.sessions,
+        capacity: status.capacity,
+        evicted: status.evicted,
     }
 }
 

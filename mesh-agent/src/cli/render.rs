@@ -46,6 +46,7 @@ pub(super) fn status(status: &Status) -> String {
         snapshot,
         pods,
         connections,
+        sessions,
         certificates,
         ..
     } = status;
@@ -100,6 +101,13 @@ pub(super) fn status(status: &Status) -> String {
         format!(
             "{} live, {} since the start, {} tried again",
             connections.live, connections.opened, connections.retried
+        ),
+    );
+    row(
+        "Sessions",
+        format!(
+            "{} clients keep to an endpoint (sessionAffinity), {} forgotten early",
+            sessions.live, sessions.evicted
         ),
     );
     row(

@@ -9,6 +9,8 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
 
+use crate::affinity::AffinityStatus;
+
 use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
 use super::traffic::Sample;
@@ -61,6 +63,8 @@ pub struct Readings {
     pub older_connections: u64,
     /// How many of these were closed.
     pub older_closed: u64,
+    /// Clients that keep to an endpoint.
+    pub affinity: AffinityStatus,
     /// Events that were told one by one, each kind, namespace and workload at most once.
     pub event_reports: Vec<EventReport>,
     /// Whether the BPF programs write debug lines.
@@ -384,6 +388,16 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
             "mesh_agent_bpf_map_capacity",
             "Entries that a BPF map can hold.",
             maps(|map| Some(map.capacity)),
+        ),
+        gauge(
+            "mesh_agent_affinity_sessions",
+            "Clients of services with sessionAffinity that keep to an endpoint.",
+            one(readings.affinity.sessions as u64),
+        ),
+        Kind::Counter.family(
+            "mesh_agent_affinity_evictions_total",
+            "Sessions that were forgotten before their time because the table was full.",
+            one(readings.affinity.evicted),
         ),
         Kind::Counter.family(
             "mesh_agent_bpf_events_total",

@@ -158,6 +158,7 @@ impl PodServer for Workers {
             }
             worker.pool.retire(pod);
         }
+        self.path.affinity.forget(pod);
     }
 }
 
@@ -205,6 +206,7 @@ impl Worker {
             }
             context.stop.cancel();
             self.pool.retire(&pod.uid);
+            path.affinity.forget(&pod.uid);
         }
         let context = Arc::new(PodContext {
             pod: Arc::clone(pod),

@@ -17,6 +17,11 @@ fn readings() -> Readings {
         events: vec![("connect_captured", 9)],
         older_connections: 4,
         older_closed: 2,
+        affinity: AffinityStatus {
+            sessions: 12,
+            capacity: 64,
+            evicted: 4,
+        },
         event_reports: vec![EventReport {
             event: "connect_refused_protocol",
             namespace: "shop".into(),
@@ -109,6 +114,8 @@ fn readings_become_metrics() {
         r#"mesh_agent_bpf_map_capacity{map="HANDOFF"} 65536"#,
         r#"mesh_agent_bpf_events_total{event="connect_captured"} 9"#,
         "# TYPE mesh_agent_bpf_events_total counter",
+        "mesh_agent_affinity_sessions 12",
+        "mesh_agent_affinity_evictions_total 4",
         "mesh_agent_connections 0",
     ] {
         assert!(
