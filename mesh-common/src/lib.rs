@@ -5,6 +5,8 @@
 //! Nothing here does I/O; nothing here may have padding (BPF keys compare by bytes).
 #![no_std]
 
+pub mod mutation;
+
 /// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
 pub const ABI_VERSION: u32 = 4;
 

@@ -13,6 +13,7 @@ use crate::debug;
 use crate::events::{self, Flow};
 use crate::flow;
 use crate::maps::{DELIVERIES, HANDOFF, count, is_excluded, is_own, is_set_apart, pod};
+use crate::mutation::{self, Mechanism};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -120,7 +121,10 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
 fn rewrite_port() -> u16 {
     // SAFETY: takes nothing, returns a number.
     let random = unsafe { bpf_get_prandom_u32() } as u16;
-    REWRITE_PORT_BASE + random % REWRITE_PORTS
+    match mutation::is_off(Mechanism::RewriteSpread) {
+        false => REWRITE_PORT_BASE + random % REWRITE_PORTS,
+        true => REWRITE_PORT_BASE,
+    }
 }
 
 /// `sockops`, TCP_CONNECT_CB: the socket has its local address and port, the SYN has not left (later is too late: with TCP Fast
@@ -131,7 +135,7 @@ pub fn hand_over(ctx: &SockOpsContext) {
         return;
     };
     let Some(stored) = ctx::stored(sock) else { return };
-    if stored.kind != PEER_DESTINATION {
+    if stored.kind != PEER_DESTINATION || mutation::is_off(Mechanism::Handoff) {
         return;
     }
     let key = flow::opened(ctx);
@@ -153,7 +157,7 @@ pub fn hand_over(ctx: &SockOpsContext) {
 #[inline(always)]
 pub fn state_changed(ctx: &SockOpsContext) {
     let (old, new) = ctx::sock_ops_states(ctx);
-    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 {
+    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 && !mutation::is_off(Mechanism::HandoffForgotten) {
         let key = flow::opened(ctx);
         if HANDOFF.remove(&key).is_ok() {
             debug::sock_ops(

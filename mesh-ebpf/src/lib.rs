@@ -12,5 +12,6 @@ pub mod events;
 pub mod flow;
 pub mod lookup;
 pub mod maps;
+pub mod mutation;
 pub mod peer_name;
 pub mod probe;

@@ -11,6 +11,8 @@ use mesh_common::{
     OwnKey, Peer, PodEntry, PortKey, PortUse,
 };
 
+use crate::mutation::{self, Mechanism};
+
 /// Pods under capture, by netns cookie.
 #[btf_map]
 pub static PODS: HashMap<u64, PodEntry, { MAX_PODS as usize }> = HashMap::new();
@@ -86,7 +88,7 @@ pub fn pod(netns: u64) -> Option<PodEntry> {
 pub fn is_own(netns: u64, addr: Addr) -> bool {
     let key = OwnKey { netns, addr };
     // SAFETY: only the presence is looked at.
-    unsafe { OWN.get(&key) }.is_some()
+    unsafe { OWN.get(&key) }.is_some() && !mutation::is_off(Mechanism::OwnAddresses)
 }
 
 /// Whether `port` of the pod in `netns` is set apart for `usage`.

@@ -4,9 +4,13 @@
 mod build;
 mod demo;
 mod deps;
+#[cfg(test)]
+mod documents;
 mod e2e;
 mod fuzz;
 mod lint;
+mod miri;
+mod mutate;
 mod project;
 mod report;
 mod run;
@@ -38,6 +42,7 @@ enum Verb {
     E2e(e2e::Args),
     Lint(lint::Args),
     Fuzz(fuzz::Args),
+    Miri(miri::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
         Verb::E2e(args) => e2e::run(&project, args),
         Verb::Lint(args) => lint::run(&project, args),
         Verb::Fuzz(args) => fuzz::run(&project, args),
+        Verb::Miri(args) => miri::run(&project, args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

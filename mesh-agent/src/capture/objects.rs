@@ -9,6 +9,8 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_log::EbpfLogger;
+#[cfg(feature = "mutants")]
+use mesh_common::mutation;
 use mesh_common::{NodeConst, PodConst, maps, programs};
 
 use super::debug_log::Forward;
@@ -180,6 +182,8 @@ fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     // Nothing in the objects is relocated against the kernel's types.
     loader.btf(None).verifier_log_level(VerifierLogLevel::STATS);
+    #[cfg(feature = "mutants")]
+    loader.override_global(mutation::GLOBAL, mutation::number(), true);
     if let Some(pins) = pins {
         for name in maps::ALL {
             loader.map_pin_path(name, pins.join(name));

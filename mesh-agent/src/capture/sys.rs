@@ -70,12 +70,17 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub(super) fn take(&self, key: &K) -> io::Result<Option<V>> {
         match self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
-                let value = self.read(BPF_MAP_LOOKUP_ELEM, key)?;
+                let value = self.get(key)?;
                 self.remove(key)?;
                 Ok(value)
             }
             other => other,
         }
+    }
+
+    /// Reads an element.
+    pub(super) fn get(&self, key: &K) -> io::Result<Option<V>> {
+        self.read(BPF_MAP_LOOKUP_ELEM, key)
     }
 
     /// All keys, at about this moment. Elements that come and go meanwhile may be missed or met twice.

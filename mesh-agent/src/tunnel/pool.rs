@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::{SpiffeId, WorkloadUid};
 use mesh_core::snapshot::Snapshot;
 use tokio::sync::watch;
@@ -39,6 +40,9 @@ pub struct PoolKey {
 impl PoolKey {
     /// Whether the destination still is what it was: there, at that address, of that identity, enrolled.
     pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        if mutation::is_off(Mechanism::PoolPruning) {
+            return true;
+        }
         snapshot.workload(&self.destination).is_some_and(|workload| {
             workload.enrolment.is_enrolled()
                 && workload.identity == self.expected

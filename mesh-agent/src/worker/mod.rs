@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mesh_common::MAX_WORKERS;
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::WorkloadUid;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
@@ -151,6 +152,9 @@ impl PodServer for Workers {
     }
 
     fn retire(&self, pod: &WorkloadUid) {
+        if mutation::is_off(Mechanism::Retirement) {
+            return;
+        }
         for worker in &self.workers {
             let context = worker.pods().remove(pod);
             if let Some(context) = context {

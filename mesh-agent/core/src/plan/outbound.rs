@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_common::mutation::{self, Mechanism};
 use mesh_common::{HBONE_PORT, is_agent_port};
 
 use super::balance::{self, Client};
@@ -213,7 +214,7 @@ fn to_address(
     }
     let transport = match destination {
         Some(_) if own => Transport::Hairpin,
-        Some(workload) if enrolled => Transport::Tunnel {
+        Some(workload) if enrolled && !mutation::is_off(Mechanism::TunnelToEnrolled) => Transport::Tunnel {
             gateway: SocketAddr::new(address.ip(), HBONE_PORT),
             expected: workload.identity.clone(),
         },
