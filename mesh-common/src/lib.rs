@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// First of the ports that captured connections are rewritten to (`podIP:P`). Nobody binds them.
 pub const REWRITE_PORT_BASE: u16 = 15104;
@@ -201,7 +201,7 @@ pub const PEER_DELIVERY: u16 = 3;
 pub enum Counter {
     /// Connections rewritten towards the agent.
     ConnectCaptured = 0,
-    /// Connections to loopback, unspecified, own, link-local or multicast addresses: left alone.
+    /// Connections to loopback, unspecified, own or multicast addresses: left alone.
     ConnectPassed = 1,
     /// Connections refused because the socket's network namespace is not the pod's.
     ConnectRefusedNetns = 2,
@@ -229,7 +229,7 @@ pub enum Counter {
     DroppedNoPod = 13,
     /// UDP associations of enrolled pods (connected sockets): pass.
     UdpPassed = 14,
-    /// Stream sockets of another protocol than TCP (MPTCP): refused, because they cannot be captured.
+    /// Stream sockets of another protocol than TCP: refused, because they cannot be captured. (MPTCP shows its first subflow, which is TCP.)
     ConnectRefusedProtocol = 15,
     /// Applications' accepted sockets that were given their real client.
     ClientsShown = 16,
@@ -237,10 +237,18 @@ pub enum Counter {
     LookupMissed = 17,
     /// Events that were not told one by one: over the budget of their kind, or no room in the ring buffer. Their counters have them.
     EventsSuppressed = 18,
+    /// Connections of sockets bound to a device that does not carry the pod's address: left alone, since nobody behind them is enrolled.
+    ConnectPassedDevice = 19,
+    /// Such connections to an enrolled destination: refused.
+    ConnectRefusedDevice = 20,
+    /// Connections to IPv6 link-local addresses, which may be off the pod: left alone.
+    ConnectPassedLinkLocal = 21,
+    /// Sockets that asked to take data of TCP Fast Open without a cookie: not allowed.
+    FastOpenRefused = 22,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 19;
+pub const COUNTERS: u32 = 23;
 
 impl Counter {
     /// All counters with the names that `meshctl` and the metrics show.
@@ -264,6 +272,10 @@ impl Counter {
         (Counter::ClientsShown, "clients_shown"),
         (Counter::LookupMissed, "lookup_missed"),
         (Counter::EventsSuppressed, "events_suppressed"),
+        (Counter::ConnectPassedDevice, "connect_passed_device"),
+        (Counter::ConnectRefusedDevice, "connect_refused_device"),
+        (Counter::ConnectPassedLinkLocal, "connect_passed_link_local"),
+        (Counter::FastOpenRefused, "fast_open_refused"),
     ];
 
     /// The counter with this number.
@@ -334,7 +346,7 @@ pub const fn spend_event(budget: u64, now: u64) -> Option<u64> {
 pub mod maps {
     /// Hash: netns cookie (u64) → [`PodEntry`](super::PodEntry).
     pub const PODS: &str = "PODS";
-    /// Hash: [`OwnKey`](super::OwnKey) → u32 (1).
+    /// Hash: [`OwnKey`](super::OwnKey) → u32, the index of the device that carries the address.
     pub const OWN: &str = "OWN";
     /// Socket storage: [`Peer`](super::Peer) with its kind.
     pub const SOCKETS: &str = "SOCKETS";
@@ -350,8 +362,11 @@ pub mod maps {
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU array: [`event_budget`](super::event_budget) → u64, for [`spend_event`](super::spend_event).
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
+    /// Hash: [`Addr`](super::Addr) → u32 (1): addresses behind which somebody is enrolled. The unset address among them stands for all:
+    /// there are more than fit.
+    pub const ENROLLED: &str = "ENROLLED";
     /// All of them.
-    pub const ALL: [&str; 9] = [
+    pub const ALL: [&str; 10] = [
         PODS,
         OWN,
         SOCKETS,
@@ -361,6 +376,7 @@ pub mod maps {
         COUNTERS,
         EVENTS,
         EVENT_BUDGET,
+        ENROLLED,
     ];
 }
 
@@ -374,6 +390,8 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "show_peer4";
     /// `cgroup/getpeername6` on a pod's cgroup.
     pub const GETPEERNAME6: &str = "show_peer6";
+    /// `cgroup/setsockopt` on a pod's cgroup.
+    pub const SETSOCKOPT: &str = "guard_options";
     /// `sockops` on a pod's cgroup.
     pub const POD_SOCK_OPS: &str = "pod_sock_ops";
     /// `sockops` on the agent's own cgroup.
@@ -386,6 +404,8 @@ pub mod programs {
 
 /// Addresses that all pods of a node may have of their own.
 pub const MAX_OWN: u32 = 16 * 1024;
+/// Addresses of enrolled workloads, and of services that lead to them, in the whole mesh.
+pub const MAX_ENROLLED: u32 = 64 * 1024;
 /// Connections that may be under way between a pod's `connect` and the agent's `accept`; deliveries likewise.
 pub const MAX_FLOWS: u32 = 32 * 1024;
 

@@ -8,7 +8,7 @@ use mesh_common::{Addr, Counter, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PO
 use crate::ctx::{self, Sock};
 use crate::events::{self, Flow};
 use crate::flow;
-use crate::maps::{DELIVERIES, HANDOFF, count, is_own, pod};
+use crate::maps::{DELIVERIES, HANDOFF, count, device_of, is_enrolled, is_own, pod};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -42,7 +42,8 @@ pub fn capture(ctx: &SockAddrContext, destination: Addr) -> Verdict {
     let verdict = if protocol == IPPROTO_TCP {
         decide(ctx, sock, destination, port)
     } else {
-        // MPTCP above all: what TCP_CONNECT_CB shows then is another socket, and the flow would be lost. Never let it pass.
+        // None is known to come here: MPTCP shows its first subflow, a TCP socket, and is captured by it. What may come is not
+        // understood, so it does not pass.
         Verdict::Refuse(Counter::ConnectRefusedProtocol)
     };
     if !matches!(verdict, Verdict::Rewrite(..)) {
@@ -67,6 +68,10 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
         count(Counter::ConnectPassed);
         return Verdict::Pass;
     }
+    if flow::is_link_local6(&destination) {
+        count(Counter::ConnectPassedLinkLocal);
+        return Verdict::Pass;
+    }
     let netns = ctx::sock_addr_netns(ctx);
     let Some(pod) = pod(netns) else {
         return Verdict::Refuse(Counter::ConnectRefusedNetns);
@@ -79,6 +84,10 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
     if via.is_unset() {
         return Verdict::Refuse(Counter::ConnectRefusedFamily);
     }
+    let device = ctx::bound_device(sock);
+    if device != 0 && device != device_of(netns, via) {
+        return elsewhere(&destination);
+    }
     let peer = Peer {
         addr: destination,
         port,
@@ -89,6 +98,17 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
     }
     count(Counter::ConnectCaptured);
     Verdict::Rewrite(via, rewrite_port())
+}
+
+/// A socket that is bound to a device which does not carry the pod's address: its packets cannot reach the agent, so a rewritten
+/// connection would time out. It goes where the application wants, but never in plaintext to somebody enrolled.
+#[inline(always)]
+fn elsewhere(destination: &Addr) -> Verdict {
+    if is_enrolled(destination) {
+        return Verdict::Refuse(Counter::ConnectRefusedDevice);
+    }
+    count(Counter::ConnectPassedDevice);
+    Verdict::Pass
 }
 
 /// Any of the rewrite ports: spreading them keeps TIME_WAIT from using up the pod's local ports.

@@ -11,4 +11,5 @@ pub mod events;
 pub mod flow;
 pub mod lookup;
 pub mod maps;
+pub mod options;
 pub mod peer_name;

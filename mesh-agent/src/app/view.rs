@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::View;
 use crate::admin::document::{
-    Bpf, BpfEvent, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts, CertificateEntry,
-    CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
-    Connections, EnrolmentState, PodCounts, SnapshotStatus, Status, WorkloadEntry, Workloads, timestamp,
+    Bpf, BpfEvent, BpfForeign, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts,
+    CertificateEntry, CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry,
+    ConnectionFilter, Connections, EnrolmentState, PodCounts, SnapshotStatus, Status, WorkloadEntry,
+    Workloads, timestamp,
 };
 use crate::admin::host;
 use crate::capture::{self, Capture, CaptureStatus};
@@ -321,6 +322,14 @@ fn time(at: Timestamp) -> String {
     timestamp(at.into())
 }
 
+fn foreign(program: capture::ForeignProgram) -> BpfForeign {
+    BpfForeign {
+        hook: program.hook.to_owned(),
+        id: program.id,
+        name: program.name,
+    }
+}
+
 fn bpf(status: CaptureStatus) -> Bpf {
     let pod = |pod: capture::PodStatus| BpfPod {
         workload: pod.workload.to_string(),
@@ -337,6 +346,8 @@ fn bpf(status: CaptureStatus) -> Bpf {
             })
             .collect(),
         shadowed_ports: pod.shadowed_ports.into_iter().collect(),
+        believes_first_packets: pod.believes_first_packets,
+        foreign: pod.foreign.into_iter().map(foreign).collect(),
     };
     let map = |map: capture::MapStatus| BpfMap {
         entries: entries(&map),

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::PodServer;
+use super::enrolled;
 use super::error::EnrolError;
 use super::node::{Capture, CaptureState};
 use super::pod::PodSpec;
@@ -39,6 +40,7 @@ pub async fn run(
         let snapshot = snapshots.load();
         let Ok(next) = tokio::task::spawn_blocking(move || {
             let local = Local::of(&snapshot, &enroller.capture.options().node_name);
+            enroller.tell_enrolled(&snapshot);
             enroller.pass(&local, Instant::now());
             enroller
         })
@@ -145,6 +147,8 @@ struct Enroller {
     watchers: BTreeMap<WorkloadUid, Watcher>,
     /// Pins of an earlier run may still be there.
     leftovers: bool,
+    /// The snapshot whose enrolled addresses the kernel knows.
+    told: Option<u64>,
 }
 
 impl Enroller {
@@ -155,6 +159,21 @@ impl Enroller {
             failures: BTreeMap::new(),
             watchers: BTreeMap::new(),
             leftovers: true,
+            told: None,
+        }
+    }
+
+    /// Before anything is captured, the kernel is to know who else is. Tried again with the next pass when it fails.
+    fn tell_enrolled(&mut self, snapshot: &Snapshot) {
+        if self.told == Some(snapshot.version()) {
+            return;
+        }
+        match self.capture.put_enrolled(&enrolled::addresses(snapshot)) {
+            Ok(()) => self.told = Some(snapshot.version()),
+            Err(error) => warn!(
+                %error,
+                "the kernel does not know who is enrolled: sockets bound to other devices are refused all their connections"
+            ),
         }
     }
 

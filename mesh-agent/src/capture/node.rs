@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::programs::links::FdLink;
-use mesh_common::{MAX_PODS, MAX_WORKERS, OwnKey, PodConst, PodEntry, maps};
+use mesh_common::{Addr, MAX_PODS, MAX_WORKERS, OwnKey, PodConst, PodEntry, maps};
 use mesh_core::model::WorkloadUid;
 use serde::Serialize;
 use tracing::{info, warn};
@@ -72,6 +72,7 @@ pub struct Capture {
     pub(super) flows: Arc<KernelFlows>,
     pub(super) pods: Table<u64, PodEntry>,
     pub(super) own: Table<OwnKey, u32>,
+    pub(super) enrolled: Table<Addr, u32>,
     pub(super) listeners: Table<u32, u32>,
     delivery: Mutex<Option<FdLink>>,
     state: Mutex<State>,
@@ -149,6 +150,7 @@ impl Capture {
             }),
             pods: Table::new(object.map(maps::PODS)?),
             own: Table::new(object.map(maps::OWN)?),
+            enrolled: Table::new(object.map(maps::ENROLLED)?),
             listeners: Table::new(object.map(maps::LISTENERS)?),
             object: Mutex::new(object),
             delivery: Mutex::new(Some(delivery)),
@@ -236,7 +238,7 @@ impl Capture {
             slot,
         };
         self.list(slot, &listeners)?;
-        self.put_own(cookie, &BTreeSet::new(), &interfaces.addresses)?;
+        self.put_own(cookie, &BTreeMap::new(), &interfaces.addresses)?;
         self.put_entry(spec, cookie, slot, server.workers())?;
         let dir = self
             .run
