@@ -286,7 +286,7 @@ pub const PEER_DELIVERY: u16 = 3;
 pub enum Counter {
     /// Connections rewritten towards the agent.
     ConnectCaptured = 0,
-    /// Connections to loopback, unspecified, own, link-local or multicast addresses: left alone.
+    /// Connections to loopback, unspecified, own or multicast addresses: left alone.
     ConnectPassed = 1,
     /// Connections refused because the socket's network namespace is not the pod's.
     ConnectRefusedNetns = 2,
@@ -314,7 +314,7 @@ pub enum Counter {
     DroppedNoPod = 13,
     /// UDP associations of enrolled pods (connected sockets): pass.
     UdpPassed = 14,
-    /// Stream sockets of another protocol than TCP (MPTCP): refused, because they cannot be captured.
+    /// Stream sockets of another protocol than TCP: refused, because they cannot be captured. (MPTCP shows its first subflow, which is TCP.)
     ConnectRefusedProtocol = 15,
     /// Applications' accepted sockets that were given their real client.
     ClientsShown = 16,
@@ -330,10 +330,18 @@ pub enum Counter {
     ConnectExcluded = 21,
     /// Inbound connections to ports that the pod's annotations exclude: left alone.
     InboundExcluded = 22,
+    /// Connections of sockets bound to a device that does not carry the pod's address: left alone, since nobody behind them is enrolled.
+    ConnectPassedDevice = 23,
+    /// Such connections to an enrolled destination: refused.
+    ConnectRefusedDevice = 24,
+    /// Connections to IPv6 link-local addresses, which may be off the pod: left alone.
+    ConnectPassedLinkLocal = 25,
+    /// Sockets that asked to take data of TCP Fast Open without a cookie: not allowed.
+    FastOpenRefused = 26,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 23;
+pub const COUNTERS: u32 = 27;
 
 impl Counter {
     /// All counters with the names that `meshctl` and the metrics show.
@@ -361,6 +369,10 @@ impl Counter {
         (Counter::ProbesFull, "probes_full"),
         (Counter::ConnectExcluded, "connect_excluded"),
         (Counter::InboundExcluded, "inbound_excluded"),
+        (Counter::ConnectPassedDevice, "connect_passed_device"),
+        (Counter::ConnectRefusedDevice, "connect_refused_device"),
+        (Counter::ConnectPassedLinkLocal, "connect_passed_link_local"),
+        (Counter::FastOpenRefused, "fast_open_refused"),
     ];
 
     /// The counter with this number.
@@ -475,7 +487,7 @@ impl Outcome {
 pub mod maps {
     /// Hash: netns cookie (u64) → [`PodEntry`](super::PodEntry).
     pub const PODS: &str = "PODS";
-    /// Hash: [`OwnKey`](super::OwnKey) → u32 (1).
+    /// Hash: [`OwnKey`](super::OwnKey) → u32, the index of the device that carries the address.
     pub const OWN: &str = "OWN";
     /// Socket storage: [`Peer`](super::Peer) with its kind.
     pub const SOCKETS: &str = "SOCKETS";
@@ -501,8 +513,11 @@ pub mod maps {
     pub const LOG_SWITCH: &str = "LOG_SWITCH";
     /// Ring buffer: debug lines, as aya-log writes them (the name is aya-log's).
     pub const AYA_LOGS: &str = "AYA_LOGS";
+    /// Hash: [`Addr`](super::Addr) → u32 (1): addresses behind which somebody is enrolled. The unset address among them stands for all:
+    /// there are more than fit.
+    pub const ENROLLED: &str = "ENROLLED";
     /// All of them.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 15] = [
         PODS,
         OWN,
         SOCKETS,
@@ -517,6 +532,7 @@ pub mod maps {
         CIDRS,
         LOG_SWITCH,
         AYA_LOGS,
+        ENROLLED,
     ];
 }
 
@@ -530,6 +546,8 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "show_peer4";
     /// `cgroup/getpeername6` on a pod's cgroup.
     pub const GETPEERNAME6: &str = "show_peer6";
+    /// `cgroup/setsockopt` on a pod's cgroup.
+    pub const SETSOCKOPT: &str = "guard_options";
     /// `sockops` on a pod's cgroup.
     pub const POD_SOCK_OPS: &str = "pod_sock_ops";
     /// `sockops` on the agent's own cgroup.
@@ -546,6 +564,8 @@ pub mod programs {
 
 /// Addresses that all pods of a node may have of their own.
 pub const MAX_OWN: u32 = 16 * 1024;
+/// Addresses of enrolled workloads, and of services that lead to them, in the whole mesh.
+pub const MAX_ENROLLED: u32 = 64 * 1024;
 /// Connections that may be under way between a pod's `connect` and the agent's `accept`; deliveries likewise.
 pub const MAX_FLOWS: u32 = 32 * 1024;
 /// Live connections of the kubelet at most that can pass as probes.

@@ -2,13 +2,14 @@
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
     Addr, CIDR_BITS, COUNTERS as COUNTER_COUNT, CidrData, Counter, EVENT_BUDGETS, EVENTS_BYTES, FlowKey,
-    LISTENERS as LISTENER_COUNT, LogSwitch, MAX_CIDRS, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS, MAX_PROBES,
-    OwnKey, Peer, PodEntry, PortKey, PortUse,
+    LISTENERS as LISTENER_COUNT, LogSwitch, MAX_CIDRS, MAX_ENROLLED, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS,
+    MAX_PROBES, OwnKey, Peer, PodEntry, PortKey, PortUse,
 };
 
 use crate::mutation::{self, Mechanism};
@@ -17,7 +18,7 @@ use crate::mutation::{self, Mechanism};
 #[btf_map]
 pub static PODS: HashMap<u64, PodEntry, { MAX_PODS as usize }> = HashMap::new();
 
-/// Addresses that are a pod's own.
+/// Addresses that are a pod's own, with the device that carries each.
 #[btf_map]
 pub static OWN: HashMap<OwnKey, u32, { MAX_OWN as usize }> = HashMap::new();
 
@@ -53,6 +54,12 @@ pub static CIDRS: LpmTrie<CidrData, u32, { MAX_CIDRS as usize }> = LpmTrie::new(
 /// Counts by `mesh_common::Counter`.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();
+
+/// Addresses behind which somebody is enrolled; the unset one stands for all. Read only for sockets that are bound to a foreign device,
+/// so it takes memory only for what it holds.
+#[btf_map]
+pub static ENROLLED: HashMap<Addr, u32, { MAX_ENROLLED as usize }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// What was refused, dropped or lost, one by one: `mesh_common::Event`s. (Declared without a value: libbpf refuses a ring buffer that has one.)
 #[btf_map]
@@ -104,4 +111,20 @@ pub fn is_excluded(netns: u64, addr: Addr) -> bool {
     CIDRS
         .get(&Key::new(CIDR_BITS, CidrData::new(netns, addr)))
         .is_some()
+}
+
+/// The index of the device that carries the pod's address `addr`; 0, which no device has, where none does.
+#[inline(always)]
+pub fn device_of(netns: u64, addr: Addr) -> u32 {
+    let key = OwnKey { netns, addr };
+    // SAFETY: copied at once.
+    unsafe { OWN.get(&key) }.copied().unwrap_or(0)
+}
+
+/// Whether somebody behind `addr` is enrolled, or it cannot be told.
+#[inline(always)]
+pub fn is_enrolled(addr: &Addr) -> bool {
+    let all = Addr([0; 4]);
+    // SAFETY: only the presence is looked at.
+    unsafe { ENROLLED.get(addr).is_some() || ENROLLED.get(&all).is_some() }
 }

@@ -497,6 +497,23 @@ pub struct BpfPod {
     pub links: Vec<BpfLink>,
     /// Agent ports on which something in the pod listens: never reached from off the pod.
     pub shadowed_ports: Vec<u16>,
+    /// Whether its listeners take data of TCP Fast Open without a cookie, by a setting changed since it was captured.
+    #[serde(default)]
+    pub believes_first_packets: bool,
+    /// Programs of others that see its sockets.
+    #[serde(default)]
+    pub foreign: Vec<BpfForeign>,
+}
+
+/// A program of somebody else that sees the sockets of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BpfForeign {
+    /// Where: a hook of the pod's cgroup or of one above it, or `sk_lookup` in its network namespace.
+    pub hook: String,
+    /// The kernel's id, as in `bpftool prog`.
+    pub id: u32,
+    /// Its name, where it has one.
+    pub name: String,
 }
 
 /// A program attached for a pod.

@@ -1,10 +1,10 @@
 //! What `meshctl check` says about a running agent: pure functions of its documents.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::admin::document::{
-    Bpf, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level, OlderConnections,
-    Status, WorkloadEntry, Workloads,
+    Bpf, BpfForeign, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level,
+    OlderConnections, Status, WorkloadEntry, Workloads,
 };
 use crate::capture::{KubeletError, ProbePassage};
 use crate::worker::WorkerStatus;
@@ -36,6 +36,8 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
         probes(facts.probes.as_ref(), &facts.workloads),
         older(&facts.older),
         debug_log(&facts.bpf),
+        first_packets(&facts.bpf),
+        foreign_programs(&facts.bpf),
         workers(&facts.workers),
     ]
 }
@@ -282,6 +284,65 @@ fn debug_log(bpf: &Bpf) -> Check {
     )
 }
 
+fn first_packets(bpf: &Bpf) -> Check {
+    let believing = bpf.pods.iter().filter(|pod| pod.believes_first_packets);
+    let pods: Vec<&str> = believing.map(|pod| pod.workload.as_str()).collect();
+    if pods.is_empty() {
+        let detail = "no pod takes data of TCP Fast Open without a cookie".to_owned();
+        return check("fast open", Level::Ok, detail, "");
+    }
+    check(
+        "fast open",
+        Level::Fail,
+        format!("net.ipv4.tcp_fastopen has bit 0x200 in: {}", pods.join(", ")),
+        "packets with forged sources reach these applications: clear the bit",
+    )
+}
+
+fn foreign_programs(bpf: &Bpf) -> Check {
+    let mut found: BTreeMap<&BpfForeign, usize> = BTreeMap::new();
+    for program in bpf.pods.iter().flat_map(|pod| &pod.foreign) {
+        *found.entry(program).or_default() += 1;
+    }
+    if found.is_empty() {
+        let detail = "no program of others sees the sockets of captured pods".to_owned();
+        return check("foreign programs", Level::Ok, detail, "");
+    }
+    let line = |(program, pods): (&BpfForeign, usize)| {
+        let name = if program.name.is_empty() {
+            "(no name)"
+        } else {
+            &program.name
+        };
+        let meaning = foreign_meaning(&program.hook);
+        format!(
+            "{} {name} (id {}), {pods} pods: {meaning}",
+            program.hook, program.id
+        )
+    };
+    let lines: Vec<String> = found.into_iter().map(line).collect();
+    check(
+        "foreign programs",
+        Level::Warn,
+        lines.join("\n"),
+        "`bpftool prog show id ID` and `bpftool cgroup tree` say whose they are; harmless where each line says what you expect",
+    )
+}
+
+/// What a program of others at a hook may do to capture.
+fn foreign_meaning(hook: &str) -> &'static str {
+    match hook {
+        "sk_lookup" => "may choose another listener than the agent's: inbound connections could go around it",
+        "connect4" | "connect6" => "runs after ours, and sees the agent's port instead of the destination",
+        "getpeername4" | "getpeername6" => "runs after ours, and may change the names that we show",
+        "getsockname4" | "getsockname6" => "may change an application's own name",
+        "sock_create" => "may refuse sockets or bind them to a device (see connect_refused_device)",
+        "setsockopt" => "may refuse or change options",
+        "bind4" | "bind6" => "may refuse or move binds, not connections",
+        _ => "sees the sockets' events, and may change their options",
+    }
+}
+
 fn workers(workers: &[WorkerStatus]) -> Check {
     let panics: u64 = workers.iter().map(|w| w.panics).sum();
     let tunnels: usize = workers.iter().map(|w| w.tunnels).sum();
@@ -396,11 +457,48 @@ mod tests {
                 addresses: vec![],
                 links: vec![],
                 shadowed_ports: vec![15008],
+                believes_first_packets: true,
+                foreign: vec![],
             }],
             ..Bpf::default()
         };
         assert_eq!(shadowed_ports(&bpf).level, Level::Warn);
         assert_eq!(shadowed_ports(&Bpf::default()).level, Level::Ok);
+        assert_eq!(first_packets(&bpf).level, Level::Fail);
+        assert_eq!(first_packets(&Bpf::default()).level, Level::Ok);
+    }
+
+    #[test]
+    fn programs_of_others_are_named_once_with_what_they_may_do() {
+        let pod = |n: u64| BpfPod {
+            workload: format!("shop/order-{n}"),
+            netns_cookie: n,
+            slot: 0,
+            addresses: vec![],
+            links: vec![],
+            shadowed_ports: vec![],
+            believes_first_packets: false,
+            foreign: vec![BpfForeign {
+                hook: "connect4".into(),
+                id: 12,
+                name: "balance".into(),
+            }],
+        };
+        let bpf = Bpf {
+            pods: vec![pod(1), pod(2)],
+            ..Bpf::default()
+        };
+        let check = foreign_programs(&bpf);
+        assert_eq!(check.level, Level::Warn);
+        assert!(
+            check
+                .detail
+                .starts_with("connect4 balance (id 12), 2 pods: runs after ours"),
+            "{}",
+            check.detail
+        );
+        assert_eq!(check.detail.lines().count(), 1);
+        assert_eq!(foreign_programs(&Bpf::default()).level, Level::Ok);
     }
 
     #[test]

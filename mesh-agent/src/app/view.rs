@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::View;
 use crate::admin::document::{
-    Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod, BpfProgram,
-    CaptureState, CertificateCounts, CertificateEntry, CertificateState, Certificates, Checks, Config,
-    ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState, OlderConnections,
-    PodCounts, SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads, timestamp,
+    Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfForeign, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod,
+    BpfProgram, CaptureState, CertificateCounts, CertificateEntry, CertificateState, Certificates, Checks,
+    Config, ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState,
+    OlderConnections, PodCounts, SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads,
+    timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
@@ -455,6 +456,14 @@ fn time(at: Timestamp) -> String {
     timestamp(at.into())
 }
 
+fn foreign(program: capture::ForeignProgram) -> BpfForeign {
+    BpfForeign {
+        hook: program.hook.to_owned(),
+        id: program.id,
+        name: program.name,
+    }
+}
+
 fn bpf(status: CaptureStatus) -> Bpf {
     let pod = |pod: capture::PodStatus| BpfPod {
         workload: pod.workload.to_string(),
@@ -471,6 +480,8 @@ fn bpf(status: CaptureStatus) -> Bpf {
             })
             .collect(),
         shadowed_ports: pod.shadowed_ports.into_iter().collect(),
+        believes_first_packets: pod.believes_first_packets,
+        foreign: pod.foreign.into_iter().map(foreign).collect(),
     };
     let map = |map: capture::MapStatus| BpfMap {
         entries: entries(&map),

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::PodServer;
+use super::enrolled;
 use super::error::EnrolError;
 use super::node::{Capture, CaptureState};
 use super::pod::{PodSpec, Rules};
@@ -40,6 +41,7 @@ pub async fn run(
         let snapshot = snapshots.load();
         let Ok(next) = tokio::task::spawn_blocking(move || {
             let local = Local::of(&snapshot, &enroller.capture.options().node_name);
+            enroller.tell_enrolled(&snapshot);
             let now = Instant::now();
             enroller.pass(&local, now);
             enroller.see_to_what_passes(&snapshot, now);
@@ -150,6 +152,8 @@ struct Enroller {
     leftovers: bool,
     /// Version of the snapshot by which connections were judged last.
     judged: u64,
+    /// The snapshot whose enrolled addresses the kernel knows.
+    told: Option<u64>,
 }
 
 impl Enroller {
@@ -161,6 +165,21 @@ impl Enroller {
             watchers: BTreeMap::new(),
             leftovers: true,
             judged: 0,
+            told: None,
+        }
+    }
+
+    /// Before anything is captured, the kernel is to know who else is. Tried again with the next pass when it fails.
+    fn tell_enrolled(&mut self, snapshot: &Snapshot) {
+        if self.told == Some(snapshot.version()) {
+            return;
+        }
+        match self.capture.put_enrolled(&enrolled::addresses(snapshot)) {
+            Ok(()) => self.told = Some(snapshot.version()),
+            Err(error) => warn!(
+                %error,
+                "the kernel does not know who is enrolled: sockets bound to other devices are refused all their connections"
+            ),
         }
     }
 

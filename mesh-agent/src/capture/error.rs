@@ -136,6 +136,12 @@ pub enum EnrolError {
         /// Where it should be.
         expected: PathBuf,
     },
+    /// The namespace's listeners believe the source address of a single packet.
+    #[error(
+        "net.ipv4.tcp_fastopen of its network namespace has bit 0x200, which takes data without a cookie: packets with forged sources \
+         would reach the application. Clear the bit"
+    )]
+    FastOpenWithoutCookie,
     /// There is no slot left.
     #[error("this node captures {} pods at most", mesh_common::MAX_PODS)]
     Full,

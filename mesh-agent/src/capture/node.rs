@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aya::programs::links::FdLink;
-use mesh_common::{MAX_PODS, MAX_WORKERS, NodeConst, OwnKey, PodConst, PodEntry, maps};
+use mesh_common::{Addr, MAX_PODS, MAX_WORKERS, NodeConst, OwnKey, PodConst, PodEntry, maps};
 use mesh_core::model::WorkloadUid;
 use mesh_core::plan::AllowedExclusions;
 use serde::Serialize;
@@ -89,6 +89,7 @@ pub struct Capture {
     pub(super) flows: Arc<KernelFlows>,
     pub(super) pods: Table<u64, PodEntry>,
     pub(super) own: Table<OwnKey, u32>,
+    pub(super) enrolled: Table<Addr, u32>,
     pub(super) listeners: Table<u32, u32>,
     pub(super) passes: Passes,
     pub(super) book: Mutex<Book>,
@@ -178,6 +179,7 @@ impl Capture {
             }),
             pods: Table::new(object.map(maps::PODS)?),
             own: Table::new(object.map(maps::OWN)?),
+            enrolled: Table::new(object.map(maps::ENROLLED)?),
             listeners: Table::new(object.map(maps::LISTENERS)?),
             passes: Passes::new(&object, host_netns)?,
             debug_log: DebugLog::new(Table::new(object.map(maps::LOG_SWITCH)?), debug_lines),
@@ -284,7 +286,7 @@ impl Capture {
             slot,
         };
         self.list(slot, &listeners)?;
-        self.put_own(cookie, &BTreeSet::new(), &interfaces.addresses)?;
+        self.put_own(cookie, &BTreeMap::new(), &interfaces.addresses)?;
         self.put_entry(spec, cookie, slot, server.workers())?;
         let dir = self
             .run

@@ -387,6 +387,14 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
             );
         }
     }
+    for pod in &bpf.pods {
+        for program in &pod.foreign {
+            shadowed += &format!(
+                "{} is also seen by {} {} (id {}), which is not ours\n",
+                pod.workload, program.hook, program.name, program.id
+            );
+        }
+    }
     let mut programs = table(&["PROGRAM", "ID"]);
     for program in &bpf.programs {
         programs.add_row([program.name.clone(), program.id.to_string()]);

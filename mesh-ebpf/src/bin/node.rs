@@ -7,12 +7,12 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
-use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext, SockoptContext};
 use mesh_common::NodeConst;
 use mesh_ebpf::connect::{self, Verdict};
 use mesh_ebpf::mutation::{self, Mechanism};
-use mesh_ebpf::{ctx, delivery, peer_name, probe};
+use mesh_ebpf::{ctx, delivery, options, peer_name, probe};
 
 const REFUSE: i32 = 0;
 const PASS: i32 = 1;
@@ -70,6 +70,12 @@ pub fn show_peer6(ctx: SockAddrContext) -> i32 {
         ctx::set_sock_addr6(&ctx, peer.addr, peer.port);
     }
     PASS
+}
+
+/// Keeps a pod's sockets from taking data before the handshake has proven the client's address.
+#[cgroup_sockopt(setsockopt)]
+pub fn guard_options(ctx: SockoptContext) -> i32 {
+    if options::is_allowed(&ctx) { PASS } else { REFUSE }
 }
 
 /// Follows the TCP sockets of a pod.
