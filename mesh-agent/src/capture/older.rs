@@ -36,7 +36,7 @@ pub(super) struct Look<'a> {
     /// The cgroup that the agent's sockets are made in.
     pub(super) agent_cgroup: u64,
     /// The pod's own addresses.
-    pub(super) own: &'a BTreeSet<IpAddr>,
+    pub(super) own: &'a BTreeMap<IpAddr, u32>,
     /// What passes by permission, and is nobody's oversight.
     pub(super) excluded: &'a Exclusions,
     /// The ports that the kernel gives to clients.
@@ -144,9 +144,9 @@ fn is_connected(socket: &Socket) -> bool {
 }
 
 /// Traffic of the pod with itself: captured connections and deliveries are such, too.
-fn is_local(socket: &Socket, own: &BTreeSet<IpAddr>) -> bool {
+fn is_local(socket: &Socket, own: &BTreeMap<IpAddr, u32>) -> bool {
     let remote = socket.remote.ip().to_canonical();
-    remote.is_loopback() || remote.is_unspecified() || own.contains(&remote)
+    remote.is_loopback() || remote.is_unspecified() || own.contains_key(&remote)
 }
 
 impl Look<'_> {

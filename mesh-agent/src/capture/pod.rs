@@ -1,6 +1,6 @@
 //! One captured pod: what of it is in the kernel, and the order in which that comes and goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;

@@ -88,11 +88,6 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
-    /// Reads an element.
-    pub(super) fn get(&self, key: &K) -> io::Result<Option<V>> {
-        self.read(BPF_MAP_LOOKUP_ELEM, key)
-    }
-
     /// All keys, at about this moment. Elements that come and go meanwhile may be missed or met twice.
     pub(super) fn keys(&self) -> io::Result<Vec<K>> {
         let mut keys = Vec::new();

@@ -107,6 +107,10 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
             "a stream socket of another protocol than TCP cannot be captured: refused. \
              Make the application use TCP, or take the pod out of the mesh"
         }
+        Counter::ConnectRefusedDevice => {
+            "a socket bound to a device that does not carry the pod's address cannot be captured, and the destination is enrolled: \
+             refused. Bind it to the pod's own interface, or to none"
+        }
         Counter::HandoffFull => {
             "the map of captured connections that the agent has not accepted yet is full: refused. \
              Does the agent run, and is the node overloaded? `meshctl bpf` shows the map's fill"
@@ -142,7 +146,10 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
         | Counter::ProbesPassed
         | Counter::ProbesFull
         | Counter::ConnectExcluded
-        | Counter::InboundExcluded => return None,
+        | Counter::InboundExcluded
+        | Counter::ConnectPassedDevice
+        | Counter::ConnectPassedLinkLocal
+        | Counter::FastOpenRefused => return None,
     })
 }
 
