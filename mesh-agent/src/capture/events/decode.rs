@@ -108,8 +108,12 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
              Make the application use TCP, or take the pod out of the mesh"
         }
         Counter::ConnectRefusedDevice => {
-            "a socket bound to a device that does not carry the pod's address cannot be captured, and the destination is enrolled: \
-             refused. Bind it to the pod's own interface, or to none"
+            "a socket bound to a device that does not carry the pod's address wants to reach somebody enrolled: refused. \
+             Bind it to the pod's own device, or to none"
+        }
+        Counter::FastOpenRefused => {
+            "an application asked to take data of TCP Fast Open without a cookie (TCP_FASTOPEN_NO_COOKIE): refused. \
+             Let it use cookies"
         }
         Counter::HandoffFull => {
             "the map of captured connections that the agent has not accepted yet is full: refused. \
@@ -148,8 +152,7 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
         | Counter::ConnectExcluded
         | Counter::InboundExcluded
         | Counter::ConnectPassedDevice
-        | Counter::ConnectPassedLinkLocal
-        | Counter::FastOpenRefused => return None,
+        | Counter::ConnectPassedLinkLocal => return None,
     })
 }
 
