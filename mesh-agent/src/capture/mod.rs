@@ -4,9 +4,11 @@
 mod bpffs;
 mod cgroup;
 mod checks;
+mod debug_log;
 mod enrolled;
 pub mod enroller;
 mod error;
+pub mod events;
 mod flows;
 mod foreign;
 mod mounts;
@@ -31,6 +33,7 @@ use thiserror::Error;
 
 pub use bpffs::default_dir;
 pub use checks::{Check, Outcome, checks};
+pub use debug_log::{DebugLogError, DebugLogStatus, LONGEST as LONGEST_DEBUG_LOG};
 pub use error::{CaptureError, EnrolError};
 pub use foreign::ForeignProgram;
 pub use node::{Capture, CaptureOptions, CaptureState, unload};
