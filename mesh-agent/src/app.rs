@@ -294,6 +294,7 @@ impl Agent {
         servers.spawn(logged(metrics.serve(stop())));
         servers.spawn(logged(readiness.serve(stop())));
         servers.spawn(logged(admin.serve(stop())));
+        servers.spawn(capture::events::run(self.capture.clone(), self.drained.clone()));
         let (identities, drained) = (self.identities.clone(), self.drained.clone());
         servers.spawn(async move { identities.run(drained).await });
         Ok(servers)

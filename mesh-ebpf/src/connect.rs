@@ -3,9 +3,12 @@
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use mesh_common::{Addr, Counter, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PORT_BASE, REWRITE_PORTS};
+use mesh_common::{
+    Addr, Counter, Outcome, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PORT_BASE, REWRITE_PORTS,
+};
 
 use crate::ctx::{self, Sock};
+use crate::debug;
 use crate::events::{self, Flow};
 use crate::flow;
 use crate::maps::{DELIVERIES, HANDOFF, count, is_own, pod};
@@ -57,6 +60,20 @@ pub fn capture(ctx: &SockAddrContext, destination: Addr) -> Verdict {
             pid: ctx::pid(),
         };
         events::report(why, &flow);
+    }
+    if debug::is_on(|| ctx::sock_addr_netns(ctx)) {
+        let became = match verdict {
+            Verdict::Pass => Counter::ConnectPassed,
+            Verdict::Refuse(why) => why,
+            Verdict::Rewrite(..) => Counter::ConnectCaptured,
+        };
+        debug::end(
+            ctx,
+            "connect",
+            ctx::sock_addr_netns(ctx),
+            (destination, port),
+            became as u32,
+        );
     }
     verdict
 }
@@ -115,9 +132,11 @@ pub fn hand_over(ctx: &SockOpsContext) {
     if HANDOFF.insert(&key, &value, 0).is_err() {
         // Without an entry sk_lookup does not steer: nobody listens on the rewrite port, the connection is refused.
         events::report(Counter::HandoffFull, &Flow::of(&key, (stored.addr, stored.port)));
+        debug::sock_ops(ctx, &key, (stored.addr, stored.port), Counter::HandoffFull as u32);
         return;
     }
     ctx::watch_state(ctx);
+    debug::sock_ops(ctx, &key, (stored.addr, stored.port), Outcome::HandedOver as u32);
 }
 
 /// `sockops`, STATE_CB of a socket that [`hand_over`] watches: forgets a hand-off that nobody will take.
@@ -128,7 +147,15 @@ pub fn hand_over(ctx: &SockOpsContext) {
 pub fn state_changed(ctx: &SockOpsContext) {
     let (old, new) = ctx::sock_ops_states(ctx);
     if new == TCP_CLOSE && old != TCP_FIN_WAIT2 {
-        let _ = HANDOFF.remove(&flow::opened(ctx));
+        let key = flow::opened(ctx);
+        if HANDOFF.remove(&key).is_ok() {
+            debug::sock_ops(
+                ctx,
+                &key,
+                (key.remote, key.remote_port),
+                Outcome::HandOffForgotten as u32,
+            );
+        }
     }
 }
 
@@ -150,5 +177,6 @@ pub fn take_client(ctx: &SockOpsContext) {
     };
     if ctx::store(sock, &peer) {
         count(Counter::ClientsShown);
+        debug::sock_ops(ctx, &key, (peer.addr, peer.port), Counter::ClientsShown as u32);
     }
 }

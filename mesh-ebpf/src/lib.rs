@@ -6,6 +6,7 @@
 
 pub mod connect;
 pub mod ctx;
+pub mod debug;
 pub mod delivery;
 pub mod events;
 pub mod flow;

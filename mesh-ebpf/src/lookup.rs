@@ -6,6 +6,7 @@ use mesh_common::{
 };
 
 use crate::ctx::Lookup;
+use crate::debug;
 use crate::events::{self, Flow};
 use crate::flow::is_loopback;
 use crate::maps::{HANDOFF, LISTENERS, count, is_own, pod};
@@ -46,6 +47,14 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
             events::report(what, &flow(packet, netns));
         }
         Steering::Pass(what) => count(what),
+    }
+    if debug::is_on(|| netns) {
+        let (Steering::Pass(became) | Steering::Drop(became)) = steering;
+        let (from, to) = (
+            (packet.remote, packet.remote_port),
+            (packet.local, packet.local_port),
+        );
+        debug::flow(ctx, "sk_lookup", netns, from, to, became as u32);
     }
     steering
 }

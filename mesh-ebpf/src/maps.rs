@@ -2,11 +2,11 @@
 
 use core::arch::asm;
 
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SkStorage, SockMap};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
     COUNTERS as COUNTER_COUNT, Counter, EVENT_BUDGETS, EVENTS_BYTES, FlowKey, LISTENERS as LISTENER_COUNT,
-    MAX_FLOWS, MAX_OWN, MAX_PODS, OwnKey, Peer, PodEntry,
+    LogSwitch, MAX_FLOWS, MAX_OWN, MAX_PODS, OwnKey, Peer, PodEntry,
 };
 
 /// Pods under capture, by netns cookie.
@@ -45,6 +45,10 @@ pub static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
 /// Budgets of events, by `mesh_common::event_budget`.
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<u64, { EVENT_BUDGETS as usize }> = PerCpuArray::new();
+
+/// Whether debug lines are written.
+#[btf_map]
+pub static LOG_SWITCH: Array<LogSwitch, 1> = Array::new();
 
 /// Adds one to a counter. Atomically: on this CPU, a program that was interrupted may be in the middle of the same.
 #[inline(always)]

@@ -2,10 +2,14 @@
 //!
 //! Times are RFC 3339 in UTC; durations are seconds; bytes are counted as in Istio's metrics (`received` are the client's).
 
+mod kernel;
+
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_core::model::{SpiffeId, Workload};
 use serde::{Deserialize, Serialize};
+
+pub use kernel::{BpfEventEntry, BpfEvents, BpfLog, BpfLogWanted};
 
 use crate::telemetry::connections::{Live, Reporter, Security};
 
@@ -382,6 +386,9 @@ pub struct Bpf {
     pub maps: Vec<BpfMap>,
     /// What the programs have counted.
     pub events: Vec<BpfEvent>,
+    /// Whether the programs write debug lines.
+    #[serde(default)]
+    pub log: BpfLog,
 }
 
 /// A loaded program.

@@ -8,8 +8,10 @@ use aya::maps::{Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya_log::EbpfLogger;
 use mesh_common::{PodConst, maps, programs};
 
+use super::debug_log::Forward;
 use super::error::{CaptureError, causes};
 
 mod embedded {
@@ -59,6 +61,12 @@ impl NodeObject {
             bpf,
             maps: pins.map(Path::to_owned).unwrap_or_default(),
         })
+    }
+
+    /// The reader of the programs' debug lines. Once: nobody else can have it then.
+    pub(super) fn debug_lines(&mut self) -> Result<EbpfLogger<Forward>, CaptureError> {
+        EbpfLogger::init_with_logger(&mut self.bpf, Forward)
+            .map_err(CaptureError::load("the ring buffer of debug lines"))
     }
 
     /// A descriptor of a map.
@@ -179,6 +187,7 @@ fn map_data(map: &Map) -> Option<&MapData> {
         | Map::SockMap(data)
         | Map::PerCpuArray(data)
         | Map::SkStorage(data)
+        | Map::Array(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,
     }

@@ -27,6 +27,19 @@ pub struct MapFill {
     pub capacity: u64,
 }
 
+/// Kernel events that were told one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventReport {
+    /// What.
+    pub event: &'static str,
+    /// The namespace of the workload that it befell; empty where that is not known.
+    pub namespace: String,
+    /// Its name; empty likewise.
+    pub workload: String,
+    /// How many.
+    pub count: u64,
+}
+
 /// What the parts of the agent say about themselves at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readings {
@@ -44,6 +57,10 @@ pub struct Readings {
     pub maps: Vec<MapFill>,
     /// What the BPF programs counted.
     pub events: Vec<(&'static str, u64)>,
+    /// Events that were told one by one, each kind, namespace and workload at most once.
+    pub event_reports: Vec<EventReport>,
+    /// Whether the BPF programs write debug lines.
+    pub debug_log: bool,
     /// What each captured pod takes of the workers.
     pub budgets: Vec<BudgetReading>,
 }
@@ -361,7 +378,24 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
                 .map(|(event, n)| Row::new(*n as f64).label("event", event))
                 .collect(),
         ),
+        Kind::Counter.family(
+            "mesh_agent_bpf_event_reports_total",
+            "Events of the BPF programs that were told one by one, by workload: a sample, for there is a limit on each kind.",
+            readings.event_reports.iter().map(event_report).collect(),
+        ),
+        gauge(
+            "mesh_agent_bpf_debug_log",
+            "Whether the BPF programs write debug lines.",
+            one(u64::from(readings.debug_log)),
+        ),
     ]
+}
+
+fn event_report(report: &EventReport) -> Row {
+    Row::new(report.count as f64)
+        .label("event", report.event)
+        .label("namespace", &report.namespace)
+        .label("workload", &report.workload)
 }
 
 #[cfg(test)]

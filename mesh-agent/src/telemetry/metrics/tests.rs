@@ -15,6 +15,13 @@ fn readings() -> Readings {
             capacity: 65536,
         }],
         events: vec![("connect_captured", 9)],
+        event_reports: vec![EventReport {
+            event: "connect_refused_protocol",
+            namespace: "shop".into(),
+            workload: "web".into(),
+            count: 4,
+        }],
+        debug_log: true,
         budgets: vec![BudgetReading {
             workload: "shop/order/u1".into(),
             taken: vec![("stream", 3), ("bytes", 4096)],
@@ -144,4 +151,18 @@ fn label_values_are_escaped() {
         ..info(Reporter::Source)
     }));
     assert!(render(&log).contains(r#"source_app="a\"b\\c\nd""#));
+}
+
+#[test]
+fn kernel_events_are_counted_by_kind_and_workload() {
+    let text = render(&Arc::new(ConnectionLog::default()));
+    let told = line(&text, "mesh_agent_bpf_event_reports_total{");
+    assert_eq!(
+        told,
+        "mesh_agent_bpf_event_reports_total{event=\"connect_refused_protocol\",namespace=\"shop\",workload=\"web\"} 4"
+    );
+    assert_eq!(
+        line(&text, "mesh_agent_bpf_debug_log "),
+        "mesh_agent_bpf_debug_log 1"
+    );
 }
