@@ -79,7 +79,11 @@ impl Tunnel {
         let (io, _) = listener.accept().await.unwrap();
         let (told, accepted) = mpsc::unbounded_channel();
         let server = tokio::spawn(async move {
-            let serve = |request, respond, _| drop(told.send((request, respond)));
+            let mut alive = Vec::new();
+            let serve = |request, respond, guard| {
+                alive.push(guard);
+                let _ = told.send((request, respond));
+            };
             let pressure = Arc::default();
             let _ = accept_http2(io, CancellationToken::new(), &server_budget, &pressure, serve).await;
         });
