@@ -9,12 +9,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use tracing::warn;
 
 use super::document::{
     Bpf, Certificates, Checks, Config, ConnectionFilter, Connections, Failure, Status, Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
+use crate::telemetry::serve::{self, Server};
 
 /// What the agent shows of itself. Called off the data path, on a thread that may block.
 pub trait View: Send + Sync + 'static {
@@ -52,12 +52,8 @@ impl AdminServer {
     /// When the runtime cannot take the socket.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), SocketError> {
         let listener = self.socket.listener()?;
-        let served = axum::serve(listener, router(self.view))
-            .with_graceful_shutdown(stop)
-            .await;
-        if let Err(error) = served {
-            warn!(%error, "the admin API ended");
-        }
+        // Only root comes this far: one source.
+        serve::serve(Server::Admin, listener, router(self.view), |_| (), stop).await;
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! HBONE connections from other agents: who they are, and the connections that they carry.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use crate::identity;
 use crate::telemetry::connections::{ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security};
 use crate::tunnel::copy::{self, CopyError, Side};
 use crate::tunnel::{
-    AppStream, Carried, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers,
+    AppStream, Carried, NoTurn, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers,
 };
 
 /// The other agent, on behalf of the workload that it proved to be.
@@ -37,7 +37,7 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
         tracing::debug!(%peer, %local, pod = %context.pod.uid, "a tunnel to an address that is not the pod's: closed");
         return;
     }
-    let outcome = shake(&context, tcp).await;
+    let outcome = shake(&context, tcp, peer.ip().to_canonical()).await;
     context.path.log.handshake(
         HandshakeRole::Server,
         outcome.as_ref().map(|_| ()).map_err(|(reason, _)| *reason),
@@ -65,7 +65,9 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
             .spawn(context.stop.clone(), stream.serve(request, respond));
     });
     if let Err(error) = served.await {
-        tracing::debug!(peer = %peer.address, identity = %peer.identity, pod = %context.pod.uid, %error, "a tunnel ended");
+        let reason = error.reason();
+        context.path.log.tunnel_ended(HandshakeRole::Server, reason);
+        tracing::info!(peer = %peer.address, identity = %peer.identity, pod = %context.pod.uid, reason, %error, "a tunnel was cut");
     }
 }
 
@@ -75,14 +77,26 @@ type TlsStream = tokio_rustls::server::TlsStream<BufReader<TcpStream>>;
 async fn shake(
     context: &PodContext,
     tcp: TcpStream,
+    client: IpAddr,
 ) -> Result<(TlsStream, SpiffeId), (&'static str, String)> {
-    let _turn = context.handshakes.try_acquire().map_err(|_| {
-        let limit = context.path.limits.handshakes_per_pod;
-        let message = format!(
-            "{limit} handshakes with pod {} are under way, its limit",
-            context.pod.uid
-        );
-        ("handshake_budget", message)
+    let _turn = context.handshakes.take(client).map_err(|limit| {
+        let (pod, limits) = (&context.pod.uid, &context.path.limits);
+        match limit {
+            NoTurn::Pod => (
+                "handshake_budget",
+                format!(
+                    "{} handshakes with pod {pod} are under way, its limit",
+                    limits.handshakes_per_pod
+                ),
+            ),
+            NoTurn::Client => (
+                "client_handshake_budget",
+                format!(
+                    "{} handshakes of {client} with pod {pod} are under way, its limit",
+                    limits.handshakes_per_client
+                ),
+            ),
+        }
     })?;
     let tls = context
         .path

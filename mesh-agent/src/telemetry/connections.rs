@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime};
 use mesh_core::model::{Service, SpiffeId, Workload};
 
 use super::access_log;
-use super::traffic::{Failures, Handshakes, Series, SeriesKey, Traffic};
+use super::traffic::{Failures, Handshakes, Series, SeriesKey, Traffic, TunnelEnds};
 
 /// Which side of a connection this agent is on; Istio's `reporter` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -213,6 +213,7 @@ pub struct ConnectionLog {
     traffic: Traffic,
     failures: Failures,
     handshakes: Handshakes,
+    tunnel_ends: TunnelEnds,
 }
 
 impl ConnectionLog {
@@ -252,6 +253,11 @@ impl ConnectionLog {
     /// Counts a finished handshake, or a failed one by reason (a short fixed word).
     pub fn handshake(&self, role: HandshakeRole, outcome: Result<(), &'static str>) {
         self.handshakes.count(role, outcome);
+    }
+
+    /// Counts a tunnel connection that ended other than in order, by reason (a short fixed word).
+    pub fn tunnel_ended(&self, role: HandshakeRole, reason: &'static str) {
+        self.tunnel_ends.count(role, reason);
     }
 
     /// The live connections, the oldest first within a shard. Takes each shard's lock for as long as it takes to copy its list.
@@ -307,6 +313,11 @@ impl ConnectionLog {
     /// The counters of handshakes, for the registry.
     pub fn handshakes(&self) -> &Handshakes {
         &self.handshakes
+    }
+
+    /// The counters of tunnel connections that ended other than in order, for the registry.
+    pub fn tunnel_ends(&self) -> &TunnelEnds {
+        &self.tunnel_ends
     }
 
     fn close(&self, live: &Live, failure: Option<&Failure>) {
@@ -366,7 +377,7 @@ impl Drop for Connection {
     }
 }
 
-/// Which side of a TLS handshake we were on.
+/// Which side of a TLS handshake, and of the tunnel over it, we were on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HandshakeRole {
     /// We dialled.

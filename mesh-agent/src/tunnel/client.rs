@@ -12,11 +12,12 @@ use mesh_core::model::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 
 use super::copy::CopyError;
+use super::guard::Guard;
 use super::meter::{Room, StreamGuard};
 use super::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST,
-    MAX_STREAMS, Meter, PodContext, PoolKey, Pressure, READ_BUFFER, SEND_BUFFER, STREAM_WINDOW, TunnelError,
-    dial, from_source, keepalive,
+    CONNECTION_WINDOW, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Ended, Gone, IDLE_TIMEOUT, MAX_FRAME,
+    MAX_HEADER_LIST, MAX_STREAMS, Meter, PodContext, PoolKey, Pressure, READ_BUFFER, REMEMBERED_RESETS,
+    RESET_MEMORY, SEND_BUFFER, STREAM_ERRORS, STREAM_WINDOW, TunnelError, dial, from_source, keepalive,
 };
 use crate::identity;
 use crate::telemetry::connections::HandshakeRole;
@@ -33,7 +34,8 @@ pub struct Connection {
 type Established = (Connection, Driver);
 
 /// A boxed driver: one per connection, so that its type does not depend on the I/O.
-pub(super) type Driver = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Gives what it ended by.
+pub(super) type Driver = std::pin::Pin<Box<dyn Future<Output = Result<(), Ended>> + Send>>;
 
 impl Connection {
     /// Dials `key.gateway` from the pod, proves the pod's identity, checks the peer's.
@@ -79,7 +81,7 @@ impl Connection {
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let pressure = Arc::new(Pressure::default());
-        let io = Meter::new(io, Arc::clone(&pressure));
+        let io = Meter::new(Guard::of_server(io), Arc::clone(&pressure));
         let (requests, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
@@ -88,6 +90,9 @@ impl Connection {
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(DATA_FRAME_BUDGET)
+            .max_local_error_reset_streams(Some(STREAM_ERRORS))
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .reset_stream_duration(RESET_MEMORY)
             .initial_max_send_streams(1)
             .max_concurrent_streams(0)
             .handshake(io)
@@ -198,11 +203,14 @@ impl OpenStream {
 }
 
 /// Drives a connection until it ends, is silent, or has been idle for [`IDLE_TIMEOUT`].
-async fn drive<Io>(mut connection: h2::client::Connection<Io, Bytes>, pressure: Arc<Pressure>)
+async fn drive<Io>(
+    mut connection: h2::client::Connection<Io, Bytes>,
+    pressure: Arc<Pressure>,
+) -> Result<(), Ended>
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let gone = match connection.ping_pong() {
+    let ended = match connection.ping_pong() {
         Some(pings) => {
             let mut used = Instant::now();
             let tick = || {
@@ -212,19 +220,23 @@ where
                 used.elapsed() < IDLE_TIMEOUT && !pressure.is_closing()
             };
             tokio::select! {
-                _ = &mut connection => None,
-                gone = keepalive(pings, tick) => Some(gone),
+                ended = &mut connection => Some(ended.map_err(Ended::from)),
+                gone = keepalive(pings, tick) => match gone {
+                    Gone::Silent => Some(Err(Ended::Silent)),
+                    Gone::Unwanted => None,
+                },
             }
         }
         None => None,
     };
     // From here on the pool hands out no place; one that was handed out before is honoured.
     pressure.close();
-    if gone == Some(Gone::Unwanted) {
-        tokio::select! {
-            _ = &mut connection => {}
-            () = unused(&pressure) => {}
-        }
+    match ended {
+        Some(ended) => ended,
+        None => tokio::select! {
+            ended = &mut connection => ended.map_err(Ended::from),
+            () = unused(&pressure) => Ok(()),
+        },
     }
 }
 

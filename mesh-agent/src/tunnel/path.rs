@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Pool;
+use super::{Pool, Turns};
 use crate::capture::{FlowTable, Pod};
 use crate::identity::Identities;
 use crate::state::SnapshotCell;
@@ -24,6 +24,8 @@ pub struct Limits {
     pub connections_per_pod: usize,
     /// TLS handshakes towards one pod under way on one worker. More are closed: clients that never finish cost their pod, not others.
     pub handshakes_per_pod: usize,
+    /// How many of those may be with one address: clients that never finish cost themselves, not the pod's other clients.
+    pub handshakes_per_client: usize,
 }
 
 impl Default for Limits {
@@ -31,6 +33,7 @@ impl Default for Limits {
         Self {
             connections_per_pod: 32_768,
             handshakes_per_pod: 1024,
+            handshakes_per_client: 128,
         }
     }
 }
@@ -126,7 +129,7 @@ pub struct PodContext {
     /// Cancelled when the worker drains: no new connections and streams, live ones go on.
     pub drain: CancellationToken,
     /// The pod's TLS handshakes under way on this worker.
-    pub handshakes: Arc<tokio::sync::Semaphore>,
+    pub handshakes: Arc<Turns>,
     /// The pod's connections on this worker.
     pub connections: Arc<tokio::sync::Semaphore>,
 }

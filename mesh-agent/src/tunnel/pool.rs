@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::client::{Driver, Slot};
 use super::meter::Room;
 use super::{Connection, DIAL_TIMEOUT, PodContext, Pressure, TunnelError};
+use crate::telemetry::connections::HandshakeRole;
 
 /// Most connections under one key.
 const MOST_CONNECTIONS: usize = 256;
@@ -35,6 +36,10 @@ pub struct PoolKey {
     pub destination: WorkloadUid,
 }
 
+/// How many connections may be dialled for one stream while none of them carries any: a server that closes each at once, or allows no
+/// streams, is not asked for ever.
+const FRUITLESS: usize = 3;
+
 /// The connections of one worker.
 #[derive(Debug, Default)]
 pub struct Pool {
@@ -54,7 +59,11 @@ type Dial = watch::Receiver<Option<Result<(), TunnelError>>>;
 enum Look {
     Slot(Slot),
     Settle(Arc<Pressure>),
-    Dial(Dial),
+    /// `unused`: there is no connection, or none with a stream.
+    Dial {
+        dial: Dial,
+        unused: bool,
+    },
 }
 
 impl Pool {
@@ -68,6 +77,7 @@ impl Pool {
         context: &Arc<PodContext>,
         key: &PoolKey,
     ) -> Result<Slot, TunnelError> {
+        let mut fruitless = 0;
         loop {
             let mut dial = match self.look(context, key)? {
                 Look::Slot(slot) => return Ok(slot),
@@ -77,7 +87,16 @@ impl Pool {
                         .map_err(|_| TunnelError::timeout(key.gateway, "HTTP/2 SETTINGS", DIAL_TIMEOUT))?;
                     continue;
                 }
-                Look::Dial(dial) => dial,
+                Look::Dial { unused: true, .. } if fruitless == FRUITLESS => {
+                    return Err(TunnelError::Http2 {
+                        address: key.gateway,
+                        why: format!("{FRUITLESS} connections in turn took no stream"),
+                    });
+                }
+                Look::Dial { dial, unused } => {
+                    fruitless = if unused { fruitless + 1 } else { 0 };
+                    dial
+                }
             };
             let outcome = dial
                 .wait_for(Option::is_some)
@@ -107,10 +126,12 @@ impl Pool {
         if let Some(look) = entry.pick() {
             return Ok(look);
         }
+        let unused = entry.connections.iter().all(|c| c.pressure().streams() == 0);
         if let Some(dial) = &entry.dial {
             // A sender that is gone without a word belongs to a task that was cancelled.
             if dial.has_changed().is_ok() {
-                return Ok(Look::Dial(dial.clone()));
+                let dial = dial.clone();
+                return Ok(Look::Dial { dial, unused });
             }
         }
         if entry.connections.len() >= MOST_CONNECTIONS {
@@ -124,7 +145,7 @@ impl Pool {
         entry.dial = Some(dial.clone());
         drop(entries);
         self.dial(context, key.clone(), told);
-        Ok(Look::Dial(dial))
+        Ok(Look::Dial { dial, unused })
     }
 
     fn dial(
@@ -140,7 +161,11 @@ impl Pool {
             told.send_replace(Some(outcome));
             drop(told);
             if let Some(driver) = driver {
-                driver.await;
+                if let Err(error) = driver.await {
+                    let reason = error.reason();
+                    for_task.path.log.tunnel_ended(HandshakeRole::Client, reason);
+                    tracing::info!(server = %key.gateway, identity = %key.expected, pod = %key.source, reason, %error, "a tunnel was cut");
+                }
                 pool.forget_closing(&key);
             }
         });

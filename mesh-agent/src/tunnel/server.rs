@@ -10,15 +10,17 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use super::guard::Guard;
 use super::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER,
-    STREAM_WINDOW, keepalive,
+    CONNECTION_WINDOW, DATA_FRAME_BUDGET, Ended, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, REMEMBERED_RESETS,
+    RESET_MEMORY, SEND_BUFFER, STREAM_ERRORS, STREAM_WINDOW, keepalive,
 };
 
 /// How long a peer may take for its HTTP/2 preface.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that a peer opened and reset before we looked at them; with more the connection is cut (CVE-2023-44487).
-const PENDING_RESETS: usize = 32;
+/// Streams that a peer opened and reset before we looked at them; with more the connection is cut (CVE-2023-44487). Several times what a
+/// peer may have open, so that clients which give up all at once do not cost it its other streams.
+const PENDING_RESETS: usize = 4 * MAX_STREAMS as usize;
 
 /// Serves HTTP/2 over `io`: calls `serve` for each stream, and returns when the connection has ended. Once `drain` is cancelled the peer is
 /// told to go away; live streams go on.
@@ -29,7 +31,7 @@ pub async fn accept_http2<Io>(
     io: Io,
     drain: CancellationToken,
     mut serve: impl FnMut(Request<RecvStream>, SendResponse<Bytes>),
-) -> Result<(), h2::Error>
+) -> Result<(), Ended>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
@@ -42,13 +44,16 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .handshake(io);
+        .max_local_error_reset_streams(Some(STREAM_ERRORS))
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .reset_stream_duration(RESET_MEMORY)
+        .handshake(Guard::of_client(io));
     let Ok(connection) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else {
-        return Err(h2::Reason::SETTINGS_TIMEOUT.into());
+        return Err(Ended::Slow);
     };
     let mut connection = connection?;
     let Some(pings) = connection.ping_pong() else {
-        return Err(h2::Reason::INTERNAL_ERROR.into());
+        return Err(h2::Error::from(h2::Reason::INTERNAL_ERROR).into());
     };
     let mut alive = std::pin::pin!(keepalive(pings, || true));
     let mut draining = false;
@@ -66,7 +71,7 @@ where
                 }
                 None => return Ok(()),
             },
-            _ = &mut alive => return Err(h2::Reason::NO_ERROR.into()),
+            _ = &mut alive => return Err(Ended::Silent),
         }
     }
 }

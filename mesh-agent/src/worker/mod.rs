@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Listener, Pod, PodServer};
-use crate::tunnel::{PodContext, Pool, Tasks};
+use crate::tunnel::{PodContext, Pool, Tasks, Turns};
 
 pub use crate::tunnel::{DataPath, Limits};
 
@@ -206,7 +206,7 @@ impl Worker {
             tasks: self.tasks.clone(),
             stop: CancellationToken::new(),
             drain: drain.clone(),
-            handshakes: budget(path.limits.handshakes_per_pod),
+            handshakes: Turns::new(path.limits.handshakes_per_pod, path.limits.handshakes_per_client),
             connections: budget(path.limits.connections_per_pod),
         });
         pods.insert(pod.uid.clone(), Arc::clone(&context));

@@ -65,7 +65,7 @@ impl Tunnel {
         let peer = "spiffe://td/ns/a/sa/b".parse().unwrap();
         let (connection, driver) = Connection::over(dialled, peer).await.unwrap();
         soon(async {
-            let driver = tokio::spawn(driver);
+            let driver = tokio::spawn(async { drop(driver.await) });
             connection.pressure().settled().await;
             Self {
                 connection: Arc::new(connection),
