@@ -204,7 +204,7 @@ def push(a):
 def over_window(a):
     # More than the stream's window, to an application that does not read.
     stream = a.opened()
-    a.wire.send(frame(DATA, 0, stream, b"x" * 16384) * 200)
+    a.wire.send(frame(DATA, 0, stream, b"x" * 16384) * 400)
 
 
 def tiny(a):

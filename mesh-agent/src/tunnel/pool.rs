@@ -39,6 +39,16 @@ pub struct PoolKey {
 /// How many connections may be dialled for one stream while none of them carries any: a server that closes each at once, or allows no
 /// streams, is not asked for ever.
 const FRUITLESS: usize = 3;
+impl PoolKey {
+    /// Whether the destination still is what it was: there, at that address, of that identity, enrolled.
+    pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        snapshot.workload(&self.destination).is_some_and(|workload| {
+            workload.enrolment.is_enrolled()
+                && workload.identity == self.expected
+                && workload.addresses.contains(&self.gateway.ip())
+        })
+    }
+}
 
 /// The connections of one worker.
 #[derive(Debug, Default)]
@@ -67,8 +77,8 @@ enum Look {
 }
 
 impl Pool {
-    /// A place for a stream: on a connection that can take one, or on a new one. One dial at a time per key; who waits for it shares its
-    /// failure, the next to ask tries again.
+    /// A place for a stream: on a connection that can take one and is none of `refused`, or on a new one. One dial at a time per key; who
+    /// waits for it shares its failure, the next to ask tries again.
     ///
     /// # Errors
     /// See [`TunnelError`].
@@ -76,10 +86,11 @@ impl Pool {
         self: &Arc<Self>,
         context: &Arc<PodContext>,
         key: &PoolKey,
+        refused: &[Arc<Pressure>],
     ) -> Result<Slot, TunnelError> {
         let mut fruitless = 0;
         loop {
-            let mut dial = match self.look(context, key)? {
+            let mut dial = match self.look(context, key, refused)? {
                 Look::Slot(slot) => return Ok(slot),
                 Look::Settle(pressure) => {
                     tokio::time::timeout(DIAL_TIMEOUT, pressure.settled())
@@ -116,14 +127,19 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(self: &Arc<Self>, context: &Arc<PodContext>, key: &PoolKey) -> Result<Look, TunnelError> {
+    fn look(
+        self: &Arc<Self>,
+        context: &Arc<PodContext>,
+        key: &PoolKey,
+        refused: &[Arc<Pressure>],
+    ) -> Result<Look, TunnelError> {
         let mut entries = self.entries();
         if context.stop.is_cancelled() {
             return Err(TunnelError::Retired(key.gateway));
         }
         let entry = entries.entry(key.clone()).or_default();
         entry.connections.retain(|c| !c.pressure().is_closing());
-        if let Some(look) = entry.pick() {
+        if let Some(look) = entry.pick(refused) {
             return Ok(look);
         }
         let unused = entry.connections.iter().all(|c| c.pressure().streams() == 0);
@@ -224,13 +240,7 @@ impl Pool {
     /// Drops the connections to workloads that are not what they were: gone, at another address, of another identity, not enrolled.
     /// Their streams may end in their own time.
     pub fn prune(&self, snapshot: &Snapshot) {
-        self.retain(|key| {
-            snapshot.workload(&key.destination).is_some_and(|workload| {
-                workload.enrolment.is_enrolled()
-                    && workload.identity == key.expected
-                    && workload.addresses.contains(&key.gateway.ip())
-            })
-        });
+        self.retain(|key| key.is_current(snapshot));
     }
 
     /// Takes no new streams on any connection.
@@ -250,10 +260,11 @@ impl Pool {
 
 impl Entry {
     /// The connection for the next stream; `None` when another should be dialled.
-    fn pick(&self) -> Option<Look> {
+    fn pick(&self, refused: &[Arc<Pressure>]) -> Option<Look> {
         let mut congested = None;
         let mut unsettled = None;
-        for connection in &self.connections {
+        let fit = |c: &&Arc<Connection>| !refused.iter().any(|refused| Arc::ptr_eq(refused, c.pressure()));
+        for connection in self.connections.iter().filter(fit) {
             match connection.room() {
                 Room::Free => {
                     if let Some(slot) = connection.reserve() {

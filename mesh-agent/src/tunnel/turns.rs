@@ -1,5 +1,5 @@
-//! Turns for TLS handshakes with a pod: so many at a time, and so many of them for one client's address. Clients that begin handshakes
-//! and do not finish them then cost neither other pods nor other clients of theirs.
+//! Turns for TLS handshakes with a pod, by client: so many at a time for one address. Clients that begin handshakes and do not finish
+//! them then cost the pod's other clients nothing. How many there are in all is the pod's budget's business.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,56 +8,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Handshakes under way, by client.
 #[derive(Debug)]
 pub struct Turns {
-    most: usize,
     per_client: usize,
-    under_way: Mutex<UnderWay>,
-}
-
-#[derive(Debug, Default)]
-struct UnderWay {
-    all: usize,
-    by_client: HashMap<IpAddr, usize>,
-}
-
-/// Which limit is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoTurn {
-    /// The pod's.
-    Pod,
-    /// The client's.
-    Client,
+    under_way: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Turns {
-    /// `most` in all, `per_client` of them for one address.
-    pub fn new(most: usize, per_client: usize) -> Arc<Self> {
+    /// At most `per_client` at a time for one address.
+    pub fn new(per_client: usize) -> Arc<Self> {
         Arc::new(Self {
-            most,
             per_client,
             under_way: Mutex::default(),
         })
     }
 
-    fn under_way(&self) -> MutexGuard<'_, UnderWay> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A turn for `client`, held as long as the guard lives.
-    ///
-    /// # Errors
-    /// When as many as may be are under way.
-    pub fn take(self: &Arc<Self>, client: IpAddr) -> Result<Turn, NoTurn> {
+    /// A turn for `client`, held as long as the guard lives; `None` when it has as many as it may have.
+    pub fn take(self: &Arc<Self>, client: IpAddr) -> Option<Turn> {
         let mut under_way = self.under_way();
-        if under_way.all >= self.most {
-            return Err(NoTurn::Pod);
-        }
-        let of_client = under_way.by_client.entry(client).or_default();
+        let of_client = under_way.entry(client).or_default();
         if *of_client >= self.per_client {
-            return Err(NoTurn::Client);
+            return None;
         }
         *of_client += 1;
-        under_way.all += 1;
-        Ok(Turn {
+        Some(Turn {
             turns: Arc::clone(self),
             client,
         })
@@ -74,11 +50,10 @@ pub struct Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut under_way = self.turns.under_way();
-        under_way.all = under_way.all.saturating_sub(1);
-        if let Some(n) = under_way.by_client.get_mut(&self.client) {
+        if let Some(n) = under_way.get_mut(&self.client) {
             *n = n.saturating_sub(1);
             if *n == 0 {
-                under_way.by_client.remove(&self.client);
+                under_way.remove(&self.client);
             }
         }
     }
@@ -89,21 +64,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_client_takes_no_more_than_its_share_and_all_no_more_than_the_pods() {
-        let turns = Turns::new(5, 3);
+    fn one_client_takes_no_more_than_its_share() {
+        let turns = Turns::new(3);
         let client = |n| IpAddr::from([198, 18, 0, n]);
         let mut held: Vec<_> = (0..3).map(|_| turns.take(client(1)).unwrap()).collect();
-        assert_eq!(turns.take(client(1)).unwrap_err(), NoTurn::Client);
+        assert!(turns.take(client(1)).is_none());
         held.push(turns.take(client(2)).unwrap());
-        held.push(turns.take(client(3)).unwrap());
-        assert_eq!(turns.take(client(4)).unwrap_err(), NoTurn::Pod);
         held.remove(0);
         held.push(turns.take(client(1)).unwrap());
         held.clear();
-        let under_way = turns.under_way();
-        assert!(
-            under_way.all == 0 && under_way.by_client.is_empty(),
-            "{under_way:?}"
-        );
+        assert!(turns.under_way().is_empty());
     }
 }

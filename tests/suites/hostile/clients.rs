@@ -69,7 +69,7 @@ fn bodies_before_the_answer_are_held_within_their_windows() -> Result<()> {
     let report = lives(
         "bodies-first",
         &["--count", "40", "--linger", "1"],
-        40 * limits::STREAM_WINDOW + limits::WORK,
+        40 * MIB + limits::WORK,
     )?;
     assert_eq!(report["statuses"]["200"], 41, "{report:#}");
     Ok(())
@@ -81,7 +81,7 @@ fn little_unread_data_does_not_keep_the_buffers_of_much_that_was_read() -> Resul
     lives(
         "pinned",
         &["--count", "200", "--linger", "1"],
-        2 * limits::STREAM_WINDOW + limits::WORK,
+        2 * MIB + limits::WORK,
     )?;
     Ok(())
 }

@@ -15,8 +15,10 @@ pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) mod limits {
     use super::MIB;
 
-    /// What one stream may have in flight towards a reader that stalls.
-    pub(crate) const STREAM_WINDOW: u64 = MIB;
+    /// What one stream may have in flight towards a reader that stalls (`streamWindow`).
+    pub(crate) const STREAM_WINDOW: u64 = 4 * MIB;
+    /// What is held for one workload on both workers of an agent before new streams are refused: twice `bufferedBytes`.
+    pub(crate) const BUFFERED: u64 = 2 * 2 * 64 * MIB;
     /// What a stream holds towards a peer that gives no window: h2's send buffer and one read.
     pub(crate) const UNSENT: u64 = (512 + 256) << 10;
     /// A TLS connection: its read buffer, and HTTP/2's and TLS's own.

@@ -9,9 +9,9 @@ use super::neighbours::{MIB, Neighbour, beside, bystander, limits, visitor};
 
 /// How many.
 const STALLED: u64 = 200;
-/// What each may hold at either agent: a window's worth unread (in buffers that grow by doubling), or unsent.
+/// What they may cost an agent: what is held for the workload in all, and what each has unsent below that.
 const BUDGET: u64 =
-    STALLED * (limits::STREAM_WINDOW + limits::UNSENT) + 2 * STALLED * limits::CONNECTION + limits::WORK;
+    limits::BUFFERED + STALLED * limits::UNSENT + 2 * STALLED * limits::CONNECTION + limits::WORK;
 
 /// `mode` of the client application towards `port`, by the hundred, while new connections between the same two pods, and others, go on.
 fn stalled(mode: &str, app: &str) -> Result<()> {
