@@ -299,8 +299,8 @@ impl Agent {
         let admin = AdminServer::new(socket, view.clone());
         let stop = || self.drained.clone().cancelled_owned();
         let mut servers = JoinSet::new();
-        servers.spawn(logged(metrics.serve(stop())));
-        servers.spawn(logged(readiness.serve(stop())));
+        servers.spawn(metrics.serve(stop()));
+        servers.spawn(readiness.serve(stop()));
         servers.spawn(logged(admin.serve(stop())));
         servers.spawn(capture::events::run(self.capture.clone(), self.drained.clone()));
         let (identities, drained) = (self.identities.clone(), self.drained.clone());

@@ -31,6 +31,7 @@ def arguments():
     p.add_argument("--flood-streams", type=int, default=0, help="first open that many streams to --flood-authority and fill them")
     p.add_argument("--flood-authority", default="")
     p.add_argument("--flood-bytes", type=int, default=8 << 20)
+    p.add_argument("--unread", action="store_true", help="never give window back for what comes on the flooded streams")
     p.add_argument("--stream-window", type=int, default=4 << 20)
     p.add_argument("--connection-window", type=int, default=16 << 20)
     p.add_argument("--timeout", type=float, default=10, help="seconds for all of it")
@@ -115,6 +116,8 @@ class Run:
             stream = self.open(tunnel, args.flood_authority)
             tunnel.send(stream, b"\x5a" * args.flood_bytes)
             flooded.append(stream)
+            if args.unread:
+                tunnel.stalled.add(stream)
         flood_end = min(end, time.monotonic() + (2 if flooded else 0))
         while time.monotonic() < flood_end and not tunnel.closed:
             tunnel.pump(0.05)

@@ -9,13 +9,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
-use tracing::warn;
 
 use super::document::{
     Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionFilter, Connections,
     Failure, OlderConnections, Status, Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
+use crate::telemetry::serve::{self, Server};
 
 /// What the agent shows of itself. Called off the data path, on a thread that may block.
 pub trait View: Send + Sync + 'static {
@@ -62,12 +62,8 @@ impl AdminServer {
     /// When the runtime cannot take the socket.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), SocketError> {
         let listener = self.socket.listener()?;
-        let served = axum::serve(listener, router(self.view))
-            .with_graceful_shutdown(stop)
-            .await;
-        if let Err(error) = served {
-            warn!(%error, "the admin API ended");
-        }
+        // Only root comes this far: one source.
+        serve::serve(Server::Admin, listener, router(self.view), |_| (), stop).await;
         Ok(())
     }
 }

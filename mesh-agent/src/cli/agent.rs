@@ -165,7 +165,7 @@ fn class(error: &AppError) -> Exit {
             Exit::Conflict
         }
         AppError::Http(HttpError::Bind { .. }) => Exit::Settings,
-        AppError::Http(_) | AppError::Metrics(_) | AppError::Start { .. } => Exit::Failure,
+        AppError::Metrics(_) | AppError::Start { .. } => Exit::Failure,
     }
 }
 

@@ -1,7 +1,7 @@
 //! HBONE connections from other agents: who they are, and the connections that they carry.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -38,7 +38,7 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
         tracing::debug!(%peer, %local, pod = %context.pod.uid, "a tunnel to an address that is not the pod's: closed");
         return;
     }
-    let outcome = shake(&context, tcp).await;
+    let outcome = shake(&context, tcp, peer.ip().to_canonical()).await;
     context.path.log.handshake(
         HandshakeRole::Server,
         outcome.as_ref().map(|_| ()).map_err(|(reason, _)| *reason),
@@ -68,7 +68,9 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
     };
     let served = accept_http2(io, context.drain.clone(), &context.budget, &pressure, serve);
     if let Err(error) = served.await {
-        tracing::debug!(peer = %peer.address, identity = %peer.identity, pod = %context.pod.uid, %error, "a tunnel ended");
+        let reason = error.reason();
+        context.path.log.tunnel_ended(HandshakeRole::Server, reason);
+        tracing::info!(peer = %peer.address, identity = %peer.identity, pod = %context.pod.uid, reason, %error, "a tunnel was cut");
     }
 }
 
@@ -78,6 +80,7 @@ type TlsStream = tokio_rustls::server::TlsStream<BufReader<TcpStream>>;
 async fn shake(
     context: &PodContext,
     tcp: TcpStream,
+    client: IpAddr,
 ) -> Result<(TlsStream, SpiffeId), (&'static str, String)> {
     let _turn = context.budget.take(Place::Handshake).map_err(|over| {
         let message = format!(
@@ -85,6 +88,13 @@ async fn shake(
             over.limit, context.pod.uid
         );
         (over.place.reason(), message)
+    })?;
+    let _of_client = context.handshakes.take(client).ok_or_else(|| {
+        let message = format!(
+            "{} handshakes of {client} with pod {} are under way, its limit",
+            context.path.limits.handshakes_per_client, context.pod.uid
+        );
+        ("client_handshake_budget", message)
     })?;
     let tls = context
         .path

@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime};
 use mesh_core::model::{Service, SpiffeId, Workload};
 
 use super::access_log;
-use super::traffic::{Failures, Handshakes, Retries, Series, SeriesKey, Traffic};
+use super::traffic::{Failures, Handshakes, Retries, Series, SeriesKey, Traffic, TunnelEnds};
 
 /// Which side of a connection this agent is on; Istio's `reporter` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -238,6 +238,7 @@ pub struct ConnectionLog {
     traffic: Traffic,
     failures: Failures,
     handshakes: Handshakes,
+    tunnel_ends: TunnelEnds,
     retries: Retries,
 }
 
@@ -278,6 +279,11 @@ impl ConnectionLog {
     /// Counts a finished handshake, or a failed one by reason (a short fixed word).
     pub fn handshake(&self, role: HandshakeRole, outcome: Result<(), &'static str>) {
         self.handshakes.count(role, outcome);
+    }
+
+    /// Counts a tunnel connection that ended other than in order, by reason (a short fixed word).
+    pub fn tunnel_ended(&self, role: HandshakeRole, reason: &'static str) {
+        self.tunnel_ends.count(role, reason);
     }
 
     /// Counts a stream that was tried again because the peer had not processed it; `reason` is a short fixed word.
@@ -345,6 +351,11 @@ impl ConnectionLog {
         &self.handshakes
     }
 
+    /// The counters of tunnel connections that ended other than in order, for the registry.
+    pub fn tunnel_ends(&self) -> &TunnelEnds {
+        &self.tunnel_ends
+    }
+
     fn close(&self, live: &Live, failure: Option<&Failure>) {
         let index = (live.id % SHARDS as u64) as usize;
         self.shards[index].lock().live.remove(&live.id);
@@ -402,7 +413,7 @@ impl Drop for Connection {
     }
 }
 
-/// Which side of a TLS handshake we were on.
+/// Which side of a TLS handshake, and of the tunnel over it, we were on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HandshakeRole {
     /// We dialled.

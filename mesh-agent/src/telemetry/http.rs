@@ -15,8 +15,9 @@ use tokio::net::TcpListener;
 
 use super::metrics::{CONTENT_TYPE, Metrics};
 use super::readiness::{self, FactsSource};
+use super::serve::{self, Server};
 
-/// Why a server could not start or went away.
+/// Why a server could not start.
 #[derive(Debug, Error)]
 pub enum HttpError {
     /// The address cannot be had.
@@ -30,21 +31,12 @@ pub enum HttpError {
         #[source]
         source: io::Error,
     },
-    /// The server ended.
-    #[error("the server for {what} ended: {source}")]
-    Serve {
-        /// What was served.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// A server that listens already and is not serving yet.
 #[derive(Debug)]
 pub struct HttpServer {
-    what: &'static str,
+    server: Server,
     listener: TcpListener,
     router: Router,
 }
@@ -56,7 +48,7 @@ impl HttpServer {
     /// When `address` cannot be had.
     pub async fn metrics(address: SocketAddr, metrics: Arc<Metrics>) -> Result<Self, HttpError> {
         let router = Router::new().route("/metrics", get(scrape)).with_state(metrics);
-        Self::bind("metrics", address, router).await
+        Self::bind(Server::Metrics, address, router).await
     }
 
     /// Serves `GET /healthz/ready` (or `/ready`) and `/healthz/live` (or `/live`).
@@ -70,19 +62,19 @@ impl HttpServer {
             .route("/healthz/live", get(live))
             .route("/live", get(live))
             .with_state(facts);
-        Self::bind("readiness", address, router).await
+        Self::bind(Server::Readiness, address, router).await
     }
 
-    async fn bind(what: &'static str, address: SocketAddr, router: Router) -> Result<Self, HttpError> {
+    async fn bind(server: Server, address: SocketAddr, router: Router) -> Result<Self, HttpError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| HttpError::Bind {
-                what,
+                what: server.as_str(),
                 address,
                 source,
             })?;
         Ok(Self {
-            what,
+            server,
             listener,
             router,
         })
@@ -97,15 +89,8 @@ impl HttpServer {
     }
 
     /// Serves until `stop` resolves.
-    ///
-    /// # Errors
-    /// When the server ends by itself.
-    pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), HttpError> {
-        let what = self.what;
-        axum::serve(self.listener, self.router)
-            .with_graceful_shutdown(stop)
-            .await
-            .map_err(|source| HttpError::Serve { what, source })
+    pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) {
+        serve::serve(self.server, self.listener, self.router, SocketAddr::ip, stop).await
     }
 }
 

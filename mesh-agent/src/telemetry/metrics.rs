@@ -13,6 +13,7 @@ use crate::affinity::AffinityStatus;
 
 use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
+use super::serve::Server;
 use super::traffic::Sample;
 
 /// The content type of [`Metrics::render`].
@@ -267,6 +268,16 @@ fn outcomes(log: &ConnectionLog) -> Vec<MetricFamily> {
                 .label("reason", failure.unwrap_or_default())
         })
         .collect();
+    let tunnel_ends = log
+        .tunnel_ends()
+        .counts()
+        .into_iter()
+        .map(|((role, reason), n)| {
+            Row::new(n as f64)
+                .label("role", role.as_str())
+                .label("reason", reason)
+        })
+        .collect();
     let failures = log
         .failures()
         .counts()
@@ -292,6 +303,11 @@ fn outcomes(log: &ConnectionLog) -> Vec<MetricFamily> {
             "mesh_agent_handshakes_total",
             "TLS handshakes finished or failed.",
             handshakes,
+        ),
+        Kind::Counter.family(
+            "mesh_agent_tunnels_cut_total",
+            "Tunnel connections that ended other than in order, by reason.",
+            tunnel_ends,
         ),
         Kind::Counter.family(
             "mesh_agent_connection_failures_total",
@@ -398,6 +414,13 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
             "mesh_agent_affinity_evictions_total",
             "Sessions that were forgotten before their time because the table was full.",
             one(readings.affinity.evicted),
+        ),
+        Kind::Counter.family(
+            "mesh_agent_http_connections_cut_total",
+            "Connections to the agent's own servers that were cut: too slow, malformed, or one too many.",
+            Server::ALL
+                .map(|server| Row::new(server.cut() as f64).label("server", server.as_str()))
+                .into(),
         ),
         Kind::Counter.family(
             "mesh_agent_bpf_events_total",

@@ -7,6 +7,7 @@ pub mod logging;
 pub mod metrics;
 mod process;
 pub mod readiness;
+pub mod serve;
 pub mod traffic;
 
 /// What stands in labels and logs where nothing is known.

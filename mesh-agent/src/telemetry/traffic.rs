@@ -329,6 +329,21 @@ impl Handshakes {
     }
 }
 
+/// Tunnel connections that ended other than in order, by role and reason.
+#[derive(Debug, Default)]
+pub struct TunnelEnds(Mutex<HashMap<(HandshakeRole, &'static str), u64>>);
+
+impl TunnelEnds {
+    pub(super) fn count(&self, role: HandshakeRole, reason: &'static str) {
+        *locked(&self.0).entry((role, reason)).or_default() += 1;
+    }
+
+    /// The counts, in no order.
+    pub fn counts(&self) -> Vec<((HandshakeRole, &'static str), u64)> {
+        locked(&self.0).iter().map(|(key, n)| (*key, *n)).collect()
+    }
+}
+
 /// Streams that were tried again on another tunnel connection, by reason.
 #[derive(Debug, Default)]
 pub struct Retries(Mutex<HashMap<&'static str, u64>>);

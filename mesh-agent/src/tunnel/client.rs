@@ -13,11 +13,12 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 
 use super::budget::Windows;
 use super::copy::CopyError;
+use super::guard::Guard;
 use super::meter::{Room, StreamGuard};
 use super::{
-    Budget, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS,
-    Meter, PodContext, PoolKey, Pressure, READ_BUFFER, SEND_BUFFER, TunnelError, dial, from_source,
-    keepalive, used_within,
+    Budget, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Ended, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST,
+    MAX_STREAMS, Meter, PodContext, PoolKey, Pressure, READ_BUFFER, REMEMBERED_RESETS, RESET_MEMORY,
+    SEND_BUFFER, STREAM_ERRORS, TunnelError, dial, from_source, keepalive, used_within,
 };
 use crate::identity;
 use crate::telemetry::connections::HandshakeRole;
@@ -34,7 +35,8 @@ pub struct Connection {
 type Established = (Connection, Driver);
 
 /// A boxed driver: one per connection, so that its type does not depend on the I/O.
-pub(super) type Driver = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Gives what it ended by.
+pub(super) type Driver = std::pin::Pin<Box<dyn Future<Output = Result<(), Ended>> + Send>>;
 
 impl Connection {
     /// Dials `key.gateway` from the pod, proves the pod's identity, checks the peer's.
@@ -80,7 +82,7 @@ impl Connection {
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let pressure = Arc::new(Pressure::default());
-        let io = Meter::new(io, Arc::clone(&pressure));
+        let io = Meter::new(Guard::of_server(io), Arc::clone(&pressure));
         let windows = budget.windows();
         let (requests, connection) = h2::client::Builder::new()
             .enable_push(false)
@@ -90,6 +92,9 @@ impl Connection {
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(DATA_FRAME_BUDGET)
+            .max_local_error_reset_streams(Some(STREAM_ERRORS))
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .reset_stream_duration(RESET_MEMORY)
             .initial_max_send_streams(1)
             .max_concurrent_streams(0)
             .handshake(io)
@@ -226,17 +231,22 @@ async fn drive<Io>(
     mut connection: h2::client::Connection<Io, Bytes>,
     pressure: Arc<Pressure>,
     mut windows: Windows,
-) where
+) -> Result<(), Ended>
+where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let Some(pings) = connection.ping_pong() else {
-        return pressure.close();
+        pressure.close();
+        return Ok(());
     };
     let mut alive = std::pin::pin!(keepalive(pings, used_within(&pressure, IDLE_TIMEOUT)));
-    let gone = loop {
+    let ended = loop {
         tokio::select! {
-            _ = &mut connection => break None,
-            gone = &mut alive => break Some(gone),
+            ended = &mut connection => break Some(ended.map_err(Ended::from)),
+            gone = &mut alive => break match gone {
+                Gone::Silent => Some(Err(Ended::Silent)),
+                Gone::Unwanted => None,
+            },
             window = windows.due() => {
                 windows.changed(window, connection.set_initial_window_size(window).is_ok());
             }
@@ -244,11 +254,12 @@ async fn drive<Io>(
     };
     // From here on the pool hands out no place; one that was handed out before is honoured.
     pressure.close();
-    if gone == Some(Gone::Unwanted) {
-        tokio::select! {
-            _ = &mut connection => {}
-            () = unused(&pressure) => {}
-        }
+    match ended {
+        Some(ended) => ended,
+        None => tokio::select! {
+            ended = &mut connection => ended.map_err(Ended::from),
+            () = unused(&pressure) => Ok(()),
+        },
     }
 }
 

@@ -6,7 +6,9 @@ mod carried;
 mod client;
 pub mod copy;
 mod dial;
+mod ended;
 mod error;
+mod guard;
 pub mod headers;
 mod legs;
 mod meter;
@@ -14,11 +16,13 @@ mod path;
 mod pool;
 mod server;
 mod stream;
+mod turns;
 
 pub use budget::{Account, Budget, Hold, OverBudget, Place, PlaceGuard, Usage};
 pub use carried::Carried;
 pub use client::{Connection, OpenStream, Slot, Unprocessed};
 pub use dial::{delivery_source, dial, from_source};
+pub use ended::Ended;
 pub use error::TunnelError;
 pub use legs::Legs;
 pub use meter::{Meter, Pressure, StreamGuard};
@@ -26,6 +30,7 @@ pub use path::{DataPath, Limits, PodContext, Tasks};
 pub use pool::{Pool, PoolKey};
 pub use server::accept_http2;
 pub use stream::AppStream;
+pub use turns::{Turn, Turns};
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +43,15 @@ pub const MIN_WINDOW: u32 = 64 << 10;
 pub const MAX_FRAME: u32 = 1 << 20;
 /// Largest header list that we accept, bytes (RFC 9113, 6.5.2).
 pub const MAX_HEADER_LIST: u32 = 16 << 10;
+/// Streams of a peer that we have reset, remembered for [`RESET_MEMORY`]: what of theirs was still on its way is dropped. For a stream
+/// that is forgotten each such frame counts towards [`STREAM_ERRORS`], and h2 remembers 50 for a second by default: fewer than the
+/// applications of one pod may reset at a time.
+const REMEMBERED_RESETS: usize = 1024;
+/// Longer than a round trip through full queues.
+const RESET_MEMORY: Duration = Duration::from_secs(5);
+/// Streams that h2 may have to reset because of what the peer sent on them, over the life of a connection; with more it is cut. Bounds
+/// the resets that wait for a peer that does not read (h2's default, which may change).
+const STREAM_ERRORS: usize = 1024;
 /// What small DATA frames may cost a connection before h2 cuts it. Its default ends every sibling of a reader that stalls.
 const DATA_FRAME_BUDGET: usize = 64 << 20;
 /// What h2 buffers of one stream before it is written, bytes.

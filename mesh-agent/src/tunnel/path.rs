@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Account, Budget, Carried, Legs, Pool};
+use super::{Account, Budget, Carried, Legs, Pool, Turns};
 use crate::affinity::Affinity;
 use crate::capture::{FlowTable, Pod};
 use crate::identity::Identities;
@@ -35,6 +35,8 @@ pub struct Limits {
     pub unused_tunnel: Duration,
     /// TLS handshakes towards one pod under way on one worker. More are closed: clients that never finish cost their pod, not others.
     pub handshakes_per_pod: usize,
+    /// How many of those may be with one address: clients that never finish cost themselves, not the pod's other clients.
+    pub handshakes_per_client: usize,
 }
 
 impl Default for Limits {
@@ -47,6 +49,7 @@ impl Default for Limits {
             // Longer than peers pool theirs, so that it is theirs to end first.
             unused_tunnel: Duration::from_secs(600),
             handshakes_per_pod: 1024,
+            handshakes_per_client: 128,
         }
     }
 }
@@ -145,6 +148,8 @@ pub struct PodContext {
     pub stop: CancellationToken,
     /// Cancelled when the worker drains: no new connections and streams, live ones go on.
     pub drain: CancellationToken,
+    /// The pod's TLS handshakes under way on this worker, by client.
+    pub handshakes: Arc<Turns>,
     /// What the pod may take of this worker.
     pub budget: Arc<Budget>,
 }

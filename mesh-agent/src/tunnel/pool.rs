@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Driver, Slot};
 use super::meter::Room;
 use super::{Connection, DIAL_TIMEOUT, PodContext, Pressure, TunnelError};
+use crate::telemetry::connections::HandshakeRole;
 
 /// Most connections under one key.
 const MOST_CONNECTIONS: usize = 256;
@@ -37,6 +38,9 @@ pub struct PoolKey {
     pub destination: WorkloadUid,
 }
 
+/// How many connections may be dialled for one stream while none of them carries any: a server that closes each at once, or allows no
+/// streams, is not asked for ever.
+const FRUITLESS: usize = 3;
 impl PoolKey {
     /// Whether the destination still is what it was: there, at that address, of that identity, enrolled.
     pub fn is_current(&self, snapshot: &Snapshot) -> bool {
@@ -72,7 +76,11 @@ type Dial = watch::Receiver<Option<Result<(), TunnelError>>>;
 enum Look {
     Slot(Slot),
     Settle(Arc<Pressure>),
-    Dial(Dial),
+    /// `unused`: there is no connection, or none with a stream.
+    Dial {
+        dial: Dial,
+        unused: bool,
+    },
 }
 
 impl Pool {
@@ -87,6 +95,7 @@ impl Pool {
         key: &PoolKey,
         refused: &[Arc<Pressure>],
     ) -> Result<Slot, TunnelError> {
+        let mut fruitless = 0;
         loop {
             let mut dial = match self.look(context, key, refused)? {
                 Look::Slot(slot) => return Ok(slot),
@@ -96,7 +105,16 @@ impl Pool {
                         .map_err(|_| TunnelError::timeout(key.gateway, "HTTP/2 SETTINGS", DIAL_TIMEOUT))?;
                     continue;
                 }
-                Look::Dial(dial) => dial,
+                Look::Dial { unused: true, .. } if fruitless == FRUITLESS => {
+                    return Err(TunnelError::Http2 {
+                        address: key.gateway,
+                        why: format!("{FRUITLESS} connections in turn took no stream"),
+                    });
+                }
+                Look::Dial { dial, unused } => {
+                    fruitless = if unused { fruitless + 1 } else { 0 };
+                    dial
+                }
             };
             let outcome = dial
                 .wait_for(Option::is_some)
@@ -134,10 +152,12 @@ impl Pool {
         if let Some(look) = entry.pick(refused) {
             return Ok(look);
         }
+        let unused = entry.connections.iter().all(|c| c.pressure().streams() == 0);
         if let Some(dial) = &entry.dial {
             // A sender that is gone without a word belongs to a task that was cancelled.
             if dial.has_changed().is_ok() {
-                return Ok(Look::Dial(dial.clone()));
+                let dial = dial.clone();
+                return Ok(Look::Dial { dial, unused });
             }
         }
         if entry.connections.len() >= MOST_CONNECTIONS {
@@ -152,7 +172,7 @@ impl Pool {
         let stop = entry.stop.clone();
         drop(entries);
         self.dial(context, key.clone(), told, stop);
-        Ok(Look::Dial(dial))
+        Ok(Look::Dial { dial, unused })
     }
 
     fn dial(
@@ -169,7 +189,11 @@ impl Pool {
             told.send_replace(Some(outcome));
             drop(told);
             if let Some(driver) = driver {
-                driver.await;
+                if let Err(error) = driver.await {
+                    let reason = error.reason();
+                    for_task.path.log.tunnel_ended(HandshakeRole::Client, reason);
+                    tracing::info!(server = %key.gateway, identity = %key.expected, pod = %key.source, reason, %error, "a tunnel was cut");
+                }
                 pool.forget_closing(&key);
             }
         });

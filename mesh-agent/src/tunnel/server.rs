@@ -12,15 +12,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::guard::Guard;
 use super::{
-    Budget, DATA_FRAME_BUDGET, Gone, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, PING_TIMEOUT, Pressure,
-    SEND_BUFFER, StreamGuard, keepalive, used_within,
+    Budget, DATA_FRAME_BUDGET, Ended, Gone, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, PING_TIMEOUT, Pressure,
+    REMEMBERED_RESETS, RESET_MEMORY, SEND_BUFFER, STREAM_ERRORS, StreamGuard, keepalive, used_within,
 };
 
 /// How long a peer may take for its HTTP/2 preface.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that a peer opened and reset before we looked at them; with more the connection is cut (CVE-2023-44487).
-const PENDING_RESETS: usize = 32;
+/// Streams that a peer opened and reset before we looked at them; with more the connection is cut (CVE-2023-44487). Several times what a
+/// peer may have open, so that clients which give up all at once do not cost it its other streams.
+const PENDING_RESETS: usize = 4 * MAX_STREAMS as usize;
 
 /// Serves HTTP/2 over `io`, with windows as `budget` has them: calls `serve` for each stream, with the guard that says how long the stream
 /// lives, and returns when the connection has ended. Once `drain` is cancelled, or when there has been no stream for
@@ -34,7 +36,7 @@ pub async fn accept_http2<Io>(
     budget: &Budget,
     pressure: &Arc<Pressure>,
     mut serve: impl FnMut(Request<RecvStream>, SendResponse<Bytes>, StreamGuard),
-) -> Result<(), h2::Error>
+) -> Result<(), Ended>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
@@ -48,13 +50,16 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .handshake(io);
+        .max_local_error_reset_streams(Some(STREAM_ERRORS))
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .reset_stream_duration(RESET_MEMORY)
+        .handshake(Guard::of_client(io));
     let Ok(connection) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else {
-        return Err(h2::Reason::SETTINGS_TIMEOUT.into());
+        return Err(Ended::Slow);
     };
     let mut connection = connection?;
     let Some(pings) = connection.ping_pong() else {
-        return Err(h2::Reason::INTERNAL_ERROR.into());
+        return Err(h2::Error::from(h2::Reason::INTERNAL_ERROR).into());
     };
     let mut alive = std::pin::pin!(keepalive(
         pings,
@@ -78,7 +83,7 @@ where
                 None => return Ok(()),
             },
             gone = &mut alive, if leaving.is_none() => match gone {
-                Gone::Silent => return Err(h2::Reason::NO_ERROR.into()),
+                Gone::Silent => return Err(Ended::Silent),
                 Gone::Unwanted => {
                     connection.graceful_shutdown();
                     leaving = Some(Instant::now() + PING_TIMEOUT);
@@ -86,7 +91,7 @@ where
             },
             () = sleep_until(leaving.unwrap_or_else(Instant::now)), if leaving.is_some() => {
                 if pressure.streams() == 0 {
-                    return Err(h2::Reason::NO_ERROR.into());
+                    return Ok(());
                 }
                 leaving = Some(Instant::now() + PING_TIMEOUT);
             }

@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Listener, Pod, PodServer};
-use crate::tunnel::{Budget, PodContext, Pool, Tasks};
+use crate::tunnel::{Budget, PodContext, Pool, Tasks, Turns};
 
 pub use crate::tunnel::{DataPath, Legs, Limits, Place, Usage};
 
@@ -219,6 +219,7 @@ impl Worker {
             tasks: self.tasks.clone(),
             stop: CancellationToken::new(),
             drain: drain.clone(),
+            handshakes: Turns::new(path.limits.handshakes_per_client),
             budget: Budget::new(path.limits),
         });
         pods.insert(pod.uid.clone(), Arc::clone(&context));

@@ -228,6 +228,11 @@ impl Agent {
         self.proc.stdout() + &self.proc.stderr()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.proc.pid()
+    }
+
     /// Its process.
     pub fn proc(&mut self) -> &mut Proc {
         &mut self.proc

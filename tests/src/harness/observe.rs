@@ -149,3 +149,18 @@ pub fn sockets(netns: &Netns) -> Result<Vec<String>> {
         .success()?;
     Ok(text.lines().map(str::to_owned).collect())
 }
+
+/// Resident memory of a process, bytes (`VmRSS` of proc_pid_status(5)).
+///
+/// # Errors
+/// When the process is gone.
+pub fn resident(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: u64 = line
+        .and_then(|line| line.split_whitespace().next())
+        .context("no VmRSS: has the process ended?")?
+        .parse()?;
+    Ok(kib << 10)
+}

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::certs::Leaf;
-use super::node::Pod;
-use super::process::{Proc, run, wait_for};
+use super::node::{Node, Pod};
+use super::process::{JoinExt, Proc, run, wait_for};
 
 /// The interpreter of the peer's virtual environment.
 fn python() -> Result<PathBuf> {
@@ -47,7 +47,10 @@ fn peer_dir() -> PathBuf {
 }
 
 fn command(pod: &Pod, script: &str, leaf: Option<&Leaf>) -> Result<Command> {
-    let mut command = pod.command(python()?)?;
+    with_leaf(pod.command(python()?)?, script, leaf)
+}
+
+fn with_leaf(mut command: Command, script: &str, leaf: Option<&Leaf>) -> Result<Command> {
     command.arg("-B").arg(peer_dir().join(script));
     if let Some(leaf) = leaf {
         command
@@ -78,6 +81,45 @@ pub fn peer_client(pod: &Pod, leaf: Option<&Leaf>, to: &str, args: &[&str]) -> R
     })
 }
 
+/// Where a hostile client runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// In a pod. In one that is enrolled, capture sees it.
+    Pod(&'a Pod),
+    /// In a node's namespace.
+    Node(&'a Node),
+}
+
+/// Runs the hostile client's `attack` on `to` (`ADDRESS:PORT` or the path of a Unix socket) and gives its report.
+///
+/// # Errors
+/// When it cannot run, does not end within a minute, or gives no report. Being cut is a report.
+pub fn hostile_client(
+    place: Place<'_>,
+    leaf: Option<&Leaf>,
+    attack: &str,
+    to: &str,
+    args: &[&str],
+) -> Result<Value> {
+    let base = match place {
+        Place::Pod(pod) => pod.command(python()?)?,
+        Place::Node(node) => {
+            let mut command = Command::new(python()?);
+            command.in_netns(node.netns())?;
+            command
+        }
+    };
+    let mut command = with_leaf(base, "hostile.py", leaf)?;
+    command.arg(attack).args(["--to", to]).args(args);
+    let output = run(&mut command, Duration::from_secs(60))?;
+    serde_json::from_str(output.stdout.trim()).with_context(|| {
+        format!(
+            "no report of {attack}: {} {}{}",
+            output.status, output.stdout, output.stderr
+        )
+    })
+}
+
 /// The server running in a pod; killed on drop.
 #[derive(Debug)]
 pub struct PeerServer {
@@ -90,9 +132,21 @@ impl PeerServer {
     /// # Errors
     /// When it does not listen within seconds.
     pub fn start(pod: &Pod, leaf: &Leaf, args: &[&str]) -> Result<Self> {
+        Self::of("server.py", pod, leaf, args)
+    }
+
+    /// Like [`PeerServer::start`], with the hostile server, which does `attack` to each connection.
+    ///
+    /// # Errors
+    /// When it does not listen within seconds.
+    pub fn hostile(pod: &Pod, leaf: &Leaf, attack: &str) -> Result<Self> {
+        Self::of("hostile_server.py", pod, leaf, &["--attack", attack])
+    }
+
+    fn of(script: &str, pod: &Pod, leaf: &Leaf, args: &[&str]) -> Result<Self> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let mut command = command(pod, "server.py", Some(leaf))?;
+        let mut command = command(pod, script, Some(leaf))?;
         command.args(args);
         let name = format!("{}-peer-{}", pod.name(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut server = Self {

@@ -5,9 +5,11 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::RecvStream;
+use tokio::time::{Instant, sleep_until};
 
 use super::{App, CopyError, Turn};
 use crate::tunnel::{Account, Hold};
@@ -18,6 +20,9 @@ const SLICES: usize = 32;
 const GATHER: usize = 256 << 10;
 /// Frames below this are copied together: kept as they are, each would pin the buffer that it was read into.
 const SMALL: usize = 4 << 10;
+/// When an application has not read for this long, what is held for it is copied into buffers of its own. Frames share the buffer that
+/// they were read into with their neighbours: without the copy, little data between much of other streams would keep all of it.
+const STALLED_AFTER: Duration = Duration::from_millis(100);
 
 /// Carries what comes through the tunnel until the peer ends its direction.
 ///
@@ -60,6 +65,16 @@ struct Held {
     tail: BytesMut,
     len: usize,
     ended: bool,
+    reader: Reader,
+}
+
+/// Whether the application takes what it gets.
+#[derive(Clone, Copy, Debug)]
+enum Reader {
+    Reads,
+    /// It has taken nothing; when that counts as stalled.
+    Slow(Instant),
+    Stalled,
 }
 
 impl Held {
@@ -70,6 +85,7 @@ impl Held {
             tail: BytesMut::new(),
             len: 0,
             ended: false,
+            reader: Reader::Reads,
         }
     }
 
@@ -85,13 +101,29 @@ impl Held {
 
     /// Waits until the application takes more, or the next frame comes.
     async fn wait_either(&mut self, app: App<'_>, recv: &mut RecvStream) -> Result<(), CopyError> {
-        if self.ended {
-            return app.tcp.writable().await.map_err(|e| app.failed(e));
-        }
+        let stalled_at = match self.reader {
+            Reader::Reads => Some(Instant::now() + STALLED_AFTER),
+            Reader::Slow(at) => Some(at),
+            Reader::Stalled => None,
+        };
+        self.reader = stalled_at.map_or(Reader::Stalled, Reader::Slow);
         tokio::select! {
             biased;
-            frame = poll_fn(|cx| recv.poll_data(cx)) => self.take(frame),
+            frame = poll_fn(|cx| recv.poll_data(cx)), if !self.ended => self.take(frame),
             writable = app.tcp.writable() => writable.map_err(|e| app.failed(e)),
+            () = until(stalled_at) => {
+                self.keep();
+                Ok(())
+            }
+        }
+    }
+
+    /// The application has stalled: copies what is held, so that it takes no more memory than it has bytes.
+    fn keep(&mut self) {
+        self.reader = Reader::Stalled;
+        self.settle_tail();
+        for chunk in &mut self.chunks {
+            *chunk = Bytes::copy_from_slice(chunk);
         }
     }
 
@@ -124,7 +156,10 @@ impl Held {
             self.tail.extend_from_slice(&data);
         } else if !data.is_empty() {
             self.settle_tail();
-            self.chunks.push_back(data);
+            self.chunks.push_back(match self.reader {
+                Reader::Stalled => Bytes::copy_from_slice(&data),
+                Reader::Reads | Reader::Slow(_) => data,
+            });
         }
     }
 
@@ -155,6 +190,9 @@ impl Held {
                     .try_write_vectored(slices.get(..used).unwrap_or_default())?
             }
         };
+        if written > 0 {
+            self.reader = Reader::Reads;
+        }
         self.advance(written);
         Ok(written)
     }
@@ -173,5 +211,13 @@ impl Held {
         if self.chunks.capacity() > SLICES {
             self.chunks = VecDeque::new();
         }
+    }
+}
+
+/// Resolves at that time, or never.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

@@ -90,7 +90,7 @@ impl Tunnel {
         let peer = "spiffe://td/ns/a/sa/b".parse().unwrap();
         let (connection, driver) = Connection::over(dialled, peer, client).await.unwrap();
         soon(async {
-            let driver = tokio::spawn(driver);
+            let driver = tokio::spawn(async { drop(driver.await) });
             connection.pressure().settled().await;
             Self {
                 connection: Arc::new(connection),

@@ -34,6 +34,10 @@ pub(crate) enum Mode {
     Load,
     /// Like `load`, with a new connection each time.
     LoadNew,
+    /// Opens `--count` connections and reads nothing for `--seconds`.
+    Hold,
+    /// Opens `--count` connections and writes on each as much as it takes, for `--seconds`; reads nothing.
+    Press,
     /// Opens `--count` connections, keeps them idle for `--seconds`, then exchanges the text on each.
     Idle,
 }
@@ -124,6 +128,7 @@ pub(crate) fn run(args: &Args) -> Report {
             Ok(())
         }
         Mode::Idle => idle(args, &mut report),
+        Mode::Hold | Mode::Press => press(args, &mut report),
         _ => one(args, &mut report),
     };
     if let Err(error) = result {
@@ -188,7 +193,7 @@ fn one(args: &Args, report: &mut Report) -> io::Result<()> {
             report.received = received?;
             report.end = "eof".to_owned();
         }
-        Mode::Many | Mode::Load | Mode::LoadNew | Mode::Idle => {}
+        Mode::Many | Mode::Load | Mode::LoadNew | Mode::Idle | Mode::Hold | Mode::Press => {}
     }
     Ok(())
 }
@@ -327,6 +332,35 @@ fn idle(args: &Args, report: &mut Report) -> io::Result<()> {
         report.ok += 1;
         report.peer = tcp.peer_addr().ok();
         report.local = tcp.local_addr().ok();
+    }
+    Ok(())
+}
+
+fn press(args: &Args, report: &mut Report) -> io::Result<()> {
+    let all = (0..args.count)
+        .map(|_| args.open())
+        .collect::<io::Result<Vec<_>>>()?;
+    report.connected = true;
+    let block = vec![0x5a; 64 << 10];
+    for tcp in &all {
+        tcp.set_nonblocking(true)?;
+    }
+    let end = Instant::now() + Duration::from_secs_f64(args.seconds);
+    while Instant::now() < end {
+        if args.mode == Mode::Press {
+            for mut tcp in &all {
+                while let Ok(n) = tcp.write(&block) {
+                    report.sent += n as u64;
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for tcp in &all {
+        match tcp.take_error()? {
+            None => report.ok += 1,
+            Some(_) => report.failed += 1,
+        }
     }
     Ok(())
 }

@@ -24,6 +24,8 @@ pub(crate) enum Mode {
     Sink,
     /// Never reads.
     Stall,
+    /// Sends without end, and never reads.
+    Pour,
     /// Resets the connection after the first byte.
     Reset,
     /// Sends `--bytes` of the stream of seed 2 while it checks what it receives against seed 1.
@@ -141,6 +143,14 @@ fn serve(tcp: TcpStream, peer: SocketAddr, args: &Args) -> (u64, String) {
         Mode::Stall => loop {
             std::thread::sleep(Duration::from_secs(60));
         },
+        Mode::Pour => {
+            let block = vec![0x5a; 64 << 10];
+            loop {
+                if let Err(error) = (&tcp).write_all(&block) {
+                    break Err(error);
+                }
+            }
+        }
         Mode::Reset => {
             let mut one = [0];
             let first = (&tcp).read(&mut one);
