@@ -149,3 +149,54 @@ pub fn sockets(netns: &Netns) -> Result<Vec<String>> {
         .success()?;
     Ok(text.lines().map(str::to_owned).collect())
 }
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Usage {
+    /// Resident memory, bytes.
+    pub resident: u64,
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Processor time so far, seconds.
+    pub cpu_seconds: f64,
+}
+
+impl Usage {
+    /// Of process `pid`, from /proc.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn of(pid: u32) -> Result<Self> {
+        let read = |file: &str| {
+            let path = format!("/proc/{pid}/{file}");
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+        };
+        let resident = read("status")?
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("VmRSS:")?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
+            .context("no VmRSS")?;
+        // proc(5): utime and stime are the 14th and 15th fields, the 12th and 13th behind the name in parentheses.
+        let stat = read("stat")?;
+        let (_, after) = stat.rsplit_once(')').context("no name in stat")?;
+        let ticks: u64 = after
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u64>().ok())
+            .sum();
+        // SAFETY: takes a number, returns a number.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        Ok(Self {
+            resident: resident << 10,
+            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+            cpu_seconds: ticks as f64 / per_second.max(1) as f64,
+        })
+    }
+}
