@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// First of the ports that captured connections are rewritten to (`podIP:P`). Nobody binds them.
 pub const REWRITE_PORT_BASE: u16 = 15104;
@@ -233,10 +233,14 @@ pub enum Counter {
     ConnectRefusedProtocol = 15,
     /// Applications' accepted sockets that were given their real client.
     ClientsShown = 16,
+    /// Packets for a rewrite port that looked captured and had no hand-off: left alone, so that the kernel answers as it would anyway.
+    LookupMissed = 17,
+    /// Events that were not told one by one: over the budget of their kind, or no room in the ring buffer. Their counters have them.
+    EventsSuppressed = 18,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 17;
+pub const COUNTERS: u32 = 19;
 
 impl Counter {
     /// All counters with the names that `meshctl` and the metrics show.
@@ -258,7 +262,72 @@ impl Counter {
         (Counter::UdpPassed, "udp_passed"),
         (Counter::ConnectRefusedProtocol, "connect_refused_protocol"),
         (Counter::ClientsShown, "clients_shown"),
+        (Counter::LookupMissed, "lookup_missed"),
+        (Counter::EventsSuppressed, "events_suppressed"),
     ];
+
+    /// The counter with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.get(number as usize).map(|(counter, _)| *counter)
+    }
+
+    /// The name that `meshctl` and the metrics show.
+    pub fn name(self) -> &'static str {
+        // `ALL` is in the order of the numbers (tested below).
+        Self::ALL.get(self as usize).map_or("", |(_, name)| name)
+    }
+}
+
+/// Something that was refused, dropped or lost: what the BPF programs write into the `EVENTS` ring buffer, besides counting it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// When, in nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+    /// Cookie of the socket's, or the packet's, network namespace.
+    pub netns: u64,
+    /// Address of the side that opened the connection; unset where the socket had none yet.
+    pub local: Addr,
+    /// Address that it connects to, as the application asked for it where that is known.
+    pub remote: Addr,
+    /// Port of the side that opened the connection, host byte order; zero where the socket had none yet.
+    pub local_port: u16,
+    /// Port that it connects to, host byte order.
+    pub remote_port: u16,
+    /// What happened: the number of the [`Counter`] that counted it.
+    pub kind: u32,
+    /// IP protocol.
+    pub protocol: u32,
+    /// Process that asked for it, in the host's numbering; zero where there is none (packets) or the hook cannot tell.
+    pub pid: u32,
+}
+
+/// Bytes of the `EVENTS` ring buffer: some 900 events.
+pub const EVENTS_BYTES: u32 = 64 * 1024;
+/// Events of one kind, on one CPU and in one lane, that may come at once.
+pub const EVENT_BURST: u64 = 10;
+/// After a burst, nanoseconds from one event to the next.
+pub const EVENT_INTERVAL: u64 = 500_000_000;
+/// Each kind of event has this many lanes, chosen by network namespace, so that a pod's flood seldom hides another pod's events.
+pub const EVENT_LANES: u32 = 8;
+/// Entries of the per-CPU budget of events.
+pub const EVENT_BUDGETS: u32 = COUNTERS * EVENT_LANES;
+
+/// Index of an event's budget.
+#[inline(always)]
+pub const fn event_budget(kind: Counter, netns: u64) -> u32 {
+    kind as u32 * EVENT_LANES + (netns % EVENT_LANES as u64) as u32
+}
+
+/// Whether an event may be told now, and what its budget becomes then. A budget is the time up to which it is spent (the generic cell rate
+/// algorithm, ITU-T I.371): zero is a full one.
+#[inline(always)]
+pub const fn spend_event(budget: u64, now: u64) -> Option<u64> {
+    let spent = if budget > now { budget } else { now };
+    if spent - now > (EVENT_BURST - 1) * EVENT_INTERVAL {
+        return None;
+    }
+    Some(spent + EVENT_INTERVAL)
 }
 
 /// Names of the maps, as the BPF objects declare them and as they are pinned.
@@ -277,8 +346,22 @@ pub mod maps {
     pub const LISTENERS: &str = "LISTENERS";
     /// Per-CPU array: [`Counter`](super::Counter) → u64.
     pub const COUNTERS: &str = "COUNTERS";
+    /// Ring buffer: [`Event`](super::Event)s.
+    pub const EVENTS: &str = "EVENTS";
+    /// Per-CPU array: [`event_budget`](super::event_budget) → u64, for [`spend_event`](super::spend_event).
+    pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
     /// All of them.
-    pub const ALL: [&str; 7] = [PODS, OWN, SOCKETS, HANDOFF, DELIVERIES, LISTENERS, COUNTERS];
+    pub const ALL: [&str; 9] = [
+        PODS,
+        OWN,
+        SOCKETS,
+        HANDOFF,
+        DELIVERIES,
+        LISTENERS,
+        COUNTERS,
+        EVENTS,
+        EVENT_BUDGET,
+    ];
 }
 
 /// Names of the programs in the BPF objects.
@@ -308,7 +391,7 @@ pub const MAX_FLOWS: u32 = 32 * 1024;
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Addr, FlowKey, OwnKey, Peer, PodConst, PodEntry};
+    use super::{Addr, Event, FlowKey, OwnKey, Peer, PodConst, PodEntry};
 
     // SAFETY: `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
     unsafe impl aya::Pod for Addr {}
@@ -322,6 +405,8 @@ mod user {
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Peer {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Event {}
 }
 
 // No padding: sizes are the sums of the fields'.
@@ -330,6 +415,7 @@ const _: () = {
     assert!(size_of::<OwnKey>() == 24);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Peer>() == 20);
+    assert!(size_of::<Event>() == 64);
 };
 
 #[cfg(test)]
@@ -375,6 +461,41 @@ mod tests {
     fn counters_are_listed_in_order() {
         for (i, (counter, _)) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, i);
+            assert_eq!(Counter::from_number(i as u32), Some(*counter));
+        }
+        assert_eq!(Counter::from_number(COUNTERS), None);
+        assert_eq!(Counter::EventsSuppressed.name(), "events_suppressed");
+    }
+
+    #[test]
+    fn a_budget_of_events_allows_a_burst_and_then_one_per_interval() {
+        let start = 1 << 40;
+        let mut budget = 0;
+        let mut told = |now| match spend_event(budget, now) {
+            Some(next) => {
+                budget = next;
+                1
+            }
+            None => 0,
+        };
+        assert_eq!((0..100).map(|_| told(start)).sum::<u64>(), EVENT_BURST);
+        assert_eq!(told(start + EVENT_INTERVAL - 1), 0);
+        assert_eq!(told(start + EVENT_INTERVAL), 1);
+        assert_eq!(told(start + EVENT_INTERVAL), 0);
+        let later = start + 100 * EVENT_INTERVAL;
+        assert_eq!((0..100).map(|_| told(later)).sum::<u64>(), EVENT_BURST);
+    }
+
+    #[test]
+    fn every_kind_and_lane_of_events_has_a_budget_of_its_own() {
+        let mut seen = std::collections::HashSet::new();
+        for (kind, _) in Counter::ALL {
+            for netns in 0..u64::from(EVENT_LANES) {
+                let index = event_budget(kind, netns);
+                assert!(index < EVENT_BUDGETS);
+                assert!(seen.insert(index));
+                assert_eq!(index, event_budget(kind, netns + u64::from(EVENT_LANES)));
+            }
         }
     }
 }

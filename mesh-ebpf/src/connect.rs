@@ -6,6 +6,7 @@ use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use mesh_common::{Addr, Counter, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PORT_BASE, REWRITE_PORTS};
 
 use crate::ctx::{self, Sock};
+use crate::events::{self, Flow};
 use crate::flow;
 use crate::maps::{DELIVERIES, HANDOFF, count, is_own, pod};
 
@@ -20,8 +21,8 @@ const TCP_CLOSE: u32 = 7;
 pub enum Verdict {
     /// It goes where the application wants it to go.
     Pass,
-    /// It fails with EPERM.
-    Refuse,
+    /// It fails with EPERM, is counted as this and told to the agent.
+    Refuse(Counter),
     /// It goes to this address and port instead.
     Rewrite(Addr, u16),
 }
@@ -30,35 +31,45 @@ pub enum Verdict {
 #[inline(always)]
 pub fn capture(ctx: &SockAddrContext, destination: Addr) -> Verdict {
     let (kind, protocol) = ctx::sock_addr_kind(ctx);
+    let port = ctx::sock_addr_port(ctx);
+    let sock = ctx::sock_addr_sock(ctx);
     if kind != SOCK_STREAM {
         if protocol == IPPROTO_UDP {
             count(Counter::UdpPassed);
         }
         return Verdict::Pass;
     }
-    if protocol != IPPROTO_TCP {
+    let verdict = if protocol == IPPROTO_TCP {
+        decide(ctx, sock, destination, port)
+    } else {
         // MPTCP above all: what TCP_CONNECT_CB shows then is another socket, and the flow would be lost. Never let it pass.
-        count(Counter::ConnectRefusedProtocol);
-        return Verdict::Refuse;
-    }
-    let sock = ctx::sock_addr_sock(ctx);
-    let verdict = decide(ctx, sock, destination);
+        Verdict::Refuse(Counter::ConnectRefusedProtocol)
+    };
     if !matches!(verdict, Verdict::Rewrite(..)) {
         ctx::forget(sock);
+    }
+    if let Verdict::Refuse(why) = verdict {
+        let flow = Flow {
+            netns: ctx::sock_addr_netns(ctx),
+            local: (Addr::default(), 0),
+            remote: (destination, port),
+            protocol,
+            pid: ctx::pid(),
+        };
+        events::report(why, &flow);
     }
     verdict
 }
 
 #[inline(always)]
-fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr) -> Verdict {
+fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Verdict {
     if flow::is_exempt(&destination) {
         count(Counter::ConnectPassed);
         return Verdict::Pass;
     }
     let netns = ctx::sock_addr_netns(ctx);
     let Some(pod) = pod(netns) else {
-        count(Counter::ConnectRefusedNetns);
-        return Verdict::Refuse;
+        return Verdict::Refuse(Counter::ConnectRefusedNetns);
     };
     if is_own(netns, destination) {
         count(Counter::ConnectPassed);
@@ -66,17 +77,15 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr) -> Verdict {
     }
     let via = if destination.is_v4() { pod.ip4 } else { pod.ip6 };
     if via.is_unset() {
-        count(Counter::ConnectRefusedFamily);
-        return Verdict::Refuse;
+        return Verdict::Refuse(Counter::ConnectRefusedFamily);
     }
     let peer = Peer {
         addr: destination,
-        port: ctx::sock_addr_port(ctx),
+        port,
         kind: PEER_DESTINATION,
     };
     if !ctx::store(sock, &peer) {
-        count(Counter::ConnectRefusedStorage);
-        return Verdict::Refuse;
+        return Verdict::Refuse(Counter::ConnectRefusedStorage);
     }
     count(Counter::ConnectCaptured);
     Verdict::Rewrite(via, rewrite_port())
@@ -105,7 +114,7 @@ pub fn hand_over(ctx: &SockOpsContext) {
     let value = Peer { kind: 0, ..stored };
     if HANDOFF.insert(&key, &value, 0).is_err() {
         // Without an entry sk_lookup does not steer: nobody listens on the rewrite port, the connection is refused.
-        count(Counter::HandoffFull);
+        events::report(Counter::HandoffFull, &Flow::of(&key, (stored.addr, stored.port)));
         return;
     }
     ctx::watch_state(ctx);

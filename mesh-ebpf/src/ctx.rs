@@ -9,7 +9,9 @@ use core::ptr::{self, addr_of, addr_of_mut};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sk_lookup};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get,
+};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
 use mesh_common::{Addr, Peer};
 
@@ -100,6 +102,13 @@ pub fn set_sock_addr6(ctx: &SockAddrContext, addr: Addr, port: u16) {
 pub fn sock_addr_netns(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the context.
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// The process that calls `connect`, in the host's numbering.
+#[inline(always)]
+pub fn pid() -> u32 {
+    // SAFETY: takes nothing, returns a number.
+    (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
 }
 
 /// Cookie of the network namespace of a `sockops` hook's socket.

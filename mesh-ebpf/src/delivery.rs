@@ -4,7 +4,8 @@
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{Counter, PEER_DELIVERY, Peer};
 
-use crate::maps::{DELIVERIES, count};
+use crate::events::{self, Flow};
+use crate::maps::DELIVERIES;
 use crate::{ctx, flow};
 
 const TCP_CLOSE: u32 = 7;
@@ -22,7 +23,10 @@ pub fn announce(ctx: &SockOpsContext) {
     let key = flow::opened(ctx);
     let value = Peer { kind: 0, ..stored };
     if DELIVERIES.insert(&key, &value, 0).is_err() {
-        count(Counter::DeliveryFull);
+        events::report(
+            Counter::DeliveryFull,
+            &Flow::of(&key, (key.remote, key.remote_port)),
+        );
         return;
     }
     ctx::watch_state(ctx);

@@ -6,43 +6,59 @@ use mesh_common::{
 };
 
 use crate::ctx::Lookup;
+use crate::events::{self, Flow};
 use crate::flow::is_loopback;
 use crate::maps::{HANDOFF, LISTENERS, count, is_own, pod};
 
-const IPPROTO_TCP: u32 = 6;
+const IPPROTO_TCP: u32 = events::TCP;
 /// Without this flag the kernel selects anew within the listener's reuseport group, which others could join.
 const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 1 << 1;
 /// Another agent's instance may have chosen before us while this one takes over.
 const BPF_SK_LOOKUP_F_REPLACE: u64 = 1;
 
 /// What becomes of the packet.
+#[derive(Clone, Copy)]
 pub enum Steering {
-    /// The kernel goes on as ever (or to the listener that was assigned).
-    Pass,
-    /// It is refused.
-    Drop,
+    /// The kernel goes on as ever (or to the listener that was assigned); it was counted as this.
+    Pass(Counter),
+    /// It is refused; it was counted as this.
+    Drop(Counter),
 }
 
-/// Decides on a packet that opens a connection in the namespace with cookie `netns`.
+/// Decides on a packet that opens a connection in the namespace with cookie `netns`, counts it, and tells the agent of what goes wrong.
 ///
 /// SYN cookies run this again on the handshake's last packet: the answer must not change in between.
 #[inline(always)]
 pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
-    if packet.protocol != IPPROTO_TCP {
-        return Steering::Pass;
-    }
-    if is_loopback(&packet.remote) || is_own(netns, packet.remote) {
-        return steer_local(ctx, packet, netns);
-    }
-    let role = match packet.local_port {
-        HBONE_PORT => Role::Tunnel,
-        port if is_agent_port(port) => {
-            count(Counter::DroppedAgentPort);
-            return Steering::Drop;
+    let steering = if packet.protocol != IPPROTO_TCP {
+        return Steering::Pass(Counter::LookupPassed);
+    } else if is_loopback(&packet.remote) || is_own(netns, packet.remote) {
+        steer_local(ctx, packet, netns)
+    } else {
+        match packet.local_port {
+            HBONE_PORT => assign(ctx, packet, netns, Role::Tunnel),
+            port if is_agent_port(port) => Steering::Drop(Counter::DroppedAgentPort),
+            _ => assign(ctx, packet, netns, Role::Inbound),
         }
-        _ => Role::Inbound,
     };
-    assign(ctx, packet, netns, role)
+    match steering {
+        Steering::Drop(what) | Steering::Pass(what @ Counter::LookupMissed) => {
+            events::report(what, &flow(packet, netns));
+        }
+        Steering::Pass(what) => count(what),
+    }
+    steering
+}
+
+#[inline(always)]
+fn flow(packet: &Lookup, netns: u64) -> Flow {
+    Flow {
+        netns,
+        local: (packet.remote, packet.remote_port),
+        remote: (packet.local, packet.local_port),
+        protocol: packet.protocol,
+        pid: 0,
+    }
 }
 
 /// Traffic of the pod with itself: ours only where a captured connection's hand-off is waiting for it.
@@ -61,28 +77,35 @@ fn steer_local(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
         if unsafe { HANDOFF.get(&key) }.is_some() {
             return assign(ctx, packet, netns, Role::Outbound);
         }
+        if looks_captured(packet, netns) {
+            return Steering::Pass(Counter::LookupMissed);
+        }
     }
-    count(Counter::LookupPassed);
-    Steering::Pass
+    Steering::Pass(Counter::LookupPassed)
+}
+
+/// Whether a packet for a rewrite port goes where `connect` rewrites to: the pod's first address. Nothing tells such a packet without a
+/// hand-off from the application's own traffic, should it choose one of these ports, or from a late packet of a connection that was
+/// reset: so it passes, counted and told.
+#[inline(always)]
+fn looks_captured(packet: &Lookup, netns: u64) -> bool {
+    pod(netns).is_some_and(|pod| packet.local == pod.ip4 || packet.local == pod.ip6)
 }
 
 #[inline(always)]
 fn assign(ctx: &SkLookupContext, packet: &Lookup, netns: u64, role: Role) -> Steering {
     let Some(pod) = pod(netns) else {
-        count(Counter::DroppedNoPod);
-        return Steering::Drop;
+        return Steering::Drop(Counter::DroppedNoPod);
     };
     let worker = hash(packet) % pod.workers.max(1);
     if !assign_worker(ctx, &pod, role, worker) && !assign_worker(ctx, &pod, role, 0) {
-        count(Counter::DroppedNoListener);
-        return Steering::Drop;
+        return Steering::Drop(Counter::DroppedNoListener);
     }
-    count(match role {
+    Steering::Pass(match role {
         Role::Outbound => Counter::SteeredOutbound,
         Role::Inbound => Counter::SteeredInbound,
         Role::Tunnel => Counter::SteeredTunnel,
-    });
-    Steering::Pass
+    })
 }
 
 #[inline(always)]

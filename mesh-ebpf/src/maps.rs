@@ -1,10 +1,12 @@
 //! The maps, shared by all programs of one agent. Their key and value types are in `mesh-common`.
 
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, SkStorage, SockMap};
+use core::arch::asm;
+
+use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    COUNTERS as COUNTER_COUNT, Counter, FlowKey, LISTENERS as LISTENER_COUNT, MAX_FLOWS, MAX_OWN, MAX_PODS,
-    OwnKey, Peer, PodEntry,
+    COUNTERS as COUNTER_COUNT, Counter, EVENT_BUDGETS, EVENTS_BYTES, FlowKey, LISTENERS as LISTENER_COUNT,
+    MAX_FLOWS, MAX_OWN, MAX_PODS, OwnKey, Peer, PodEntry,
 };
 
 /// Pods under capture, by netns cookie.
@@ -36,12 +38,21 @@ pub static LISTENERS: SockMap<{ LISTENER_COUNT as usize }> = SockMap::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();
 
-/// Adds one to a counter.
+/// What was refused, dropped or lost, one by one: `mesh_common::Event`s. (Declared without a value: libbpf refuses a ring buffer that has one.)
+#[btf_map]
+pub static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Budgets of events, by `mesh_common::event_budget`.
+#[btf_map]
+pub static EVENT_BUDGET: PerCpuArray<u64, { EVENT_BUDGETS as usize }> = PerCpuArray::new();
+
+/// Adds one to a counter. Atomically: on this CPU, a program that was interrupted may be in the middle of the same.
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the kernel returned this CPU's slot, and a BPF program is not preempted by itself on it.
-        unsafe { *slot += 1 };
+        // `core` has no atomic addition for this target.
+        // SAFETY: the kernel returned this CPU's slot: eight bytes, aligned, valid while the program runs.
+        unsafe { asm!("lock *(u64 *)({slot} + 0) += {one}", slot = in(reg) slot, one = in(reg) 1u64) };
     }
 }
 

@@ -175,7 +175,11 @@ fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
 
 fn map_data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::HashMap(data) | Map::SockMap(data) | Map::PerCpuArray(data) | Map::SkStorage(data) => Some(data),
+        Map::HashMap(data)
+        | Map::SockMap(data)
+        | Map::PerCpuArray(data)
+        | Map::SkStorage(data)
+        | Map::RingBuf(data) => Some(data),
         _ => None,
     }
 }

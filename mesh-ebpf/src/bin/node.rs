@@ -19,7 +19,7 @@ const PASS: i32 = 1;
 pub fn capture_connect4(ctx: SockAddrContext) -> i32 {
     match connect::capture(&ctx, ctx::sock_addr_addr4(&ctx)) {
         Verdict::Pass => PASS,
-        Verdict::Refuse => REFUSE,
+        Verdict::Refuse(_) => REFUSE,
         Verdict::Rewrite(addr, port) => {
             ctx::set_sock_addr4(&ctx, addr, port);
             PASS
@@ -32,7 +32,7 @@ pub fn capture_connect4(ctx: SockAddrContext) -> i32 {
 pub fn capture_connect6(ctx: SockAddrContext) -> i32 {
     match connect::capture(&ctx, ctx::sock_addr_addr6(&ctx)) {
         Verdict::Pass => PASS,
-        Verdict::Refuse => REFUSE,
+        Verdict::Refuse(_) => REFUSE,
         Verdict::Rewrite(addr, port) => {
             ctx::set_sock_addr6(&ctx, addr, port);
             PASS

@@ -20,8 +20,8 @@ static POD: Global<PodConst> = Global::new(PodConst { netns: 0 });
 pub fn steer(ctx: SkLookupContext) -> u32 {
     let packet = ctx::sk_lookup(&ctx);
     match lookup::steer(&ctx, &packet, POD.load().netns) {
-        Steering::Pass => SK_PASS,
-        Steering::Drop => SK_DROP,
+        Steering::Pass(_) => SK_PASS,
+        Steering::Drop(_) => SK_DROP,
     }
 }
 
