@@ -191,8 +191,7 @@ impl Usage {
             .take(2)
             .filter_map(|field| field.parse::<u64>().ok())
             .sum();
-        // SAFETY: takes a number, returns a number.
-        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
         Ok(Self {
             resident: resident << 10,
             descriptors: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count(),

@@ -14,7 +14,7 @@ const SETTLE: Duration = Duration::from_secs(30);
 
 /// The scene, with agents that do not log each connection.
 pub(crate) fn quiet_scene() -> Result<Scene> {
-    Scene::with("l", true, |agent| agent.env("RUST_LOG", "info,access=off"))
+    Scene::with("l", true, |agent| agent.env("MESH_AGENT_LOG", "info,access=off"))
 }
 
 /// The agents' processes: n1's, n2's.

@@ -33,7 +33,7 @@ impl Stage {
     /// Sets it up: agents with default settings, servers on both far pods.
     pub(crate) fn new() -> Result<Self> {
         // The agents' log goes to a file, the access log with it, as it would on a node.
-        let scene = Scene::with("bench", true, |agent| agent.env("RUST_LOG", "info"))?;
+        let scene = Scene::with("bench", true, |agent| agent.env("MESH_AGENT_LOG", "info"))?;
         let plain = [
             scene.n1.pod("outside", "plain")?,
             scene.n1.pod("outside", "plainnear")?,
