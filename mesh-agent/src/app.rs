@@ -32,7 +32,7 @@ use crate::telemetry::connections::ConnectionLog;
 use crate::telemetry::http::{HttpError, HttpServer};
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{Metrics, MetricsError};
-use crate::worker::{DataPath, Limits, Workers};
+use crate::worker::{DataPath, Legs, Limits, Workers};
 
 use view::AgentView;
 
@@ -136,6 +136,18 @@ fn control_runtime() -> Result<Runtime, AppError> {
         .map_err(start_error("the control threads"))
 }
 
+/// The budgets of the data path under these settings.
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        connections_per_pod: settings.budget.connections,
+        streams_per_pod: settings.budget.streams,
+        buffered_per_pod: settings.budget.buffered_bytes,
+        // Checked to be no more than 16 MiB.
+        stream_window: u32::try_from(settings.stream_window).unwrap_or(1 << 20),
+        ..Limits::default()
+    }
+}
+
 /// The signals that the agent knows.
 struct Signals {
     terminate: Signal,
@@ -195,7 +207,11 @@ impl Agent {
             flows: capture.flows(),
             identities: identities.clone(),
             log: log.clone(),
-            limits: Limits::default(),
+            limits: limits(settings),
+            legs: Legs {
+                keepalive: settings.keepalive,
+                idle: settings.idle_timeout,
+            },
         };
         let workers = Workers::start(settings.workers, path).map_err(start_error("the workers"))?;
         Ok(Self {

@@ -28,6 +28,7 @@ def arguments():
     p.add_argument("--connection-window", type=int, default=16 << 20)
     p.add_argument("--max-streams", type=int, default=100)
     p.add_argument("--goaway-after", type=int, help="GOAWAY once that many streams were opened; they end in peace")
+    p.add_argument("--refuse", choices=["goaway", "stream", "close"], help="what becomes of the first stream, once its data has come")
     p.add_argument("--answer-delay", type=float, default=0, help="seconds between a CONNECT and its answer")
     p.add_argument("--no-session-tickets", action="store_true")
     p.add_argument("--groups", help="one key exchange group, by OpenSSL's name")
@@ -35,6 +36,7 @@ def arguments():
 
 
 LOCK = threading.Lock()
+REFUSED = threading.Event()
 
 
 def say(event, **more):
@@ -73,6 +75,10 @@ class Connection:
         status = self.args.status
         if stream in self.gone:
             return
+        if self.args.refuse and not REFUSED.is_set():
+            REFUSED.set()
+            self.refuse(stream)
+            return
         if headers_refused := status != 200:
             self.tunnel.h2.send_headers(stream, [(":status", str(status))], end_stream=True)
         elif self.args.mode == "upstream":
@@ -98,6 +104,19 @@ class Connection:
         if self.args.goaway_after and opened >= self.args.goaway_after and not self.leaving:
             self.leaving = True
             self.goaway()
+
+    def refuse(self, stream):
+        early = b"".join(one.data for one in self.streams[stream]["early"] if isinstance(one, h2.events.DataReceived))
+        say("refused", peer=self.peer, connection=self.number, stream=stream, how=self.args.refuse, early=early.decode())
+        if self.args.refuse == "stream":
+            self.gone.add(stream)
+            self.tunnel.reset(stream, h2.errors.ErrorCodes.REFUSED_STREAM)
+            return
+        if self.args.refuse == "goaway":
+            # Abrupt: in one step, below a stream that is here already, and the connection ends with it.
+            self.send_goaway(max(stream - 2, 0))
+            self.tunnel.pump(0)
+        self.tunnel.closed = "on purpose"
 
     def goaway(self):
         # In two steps, as RFC 9113, 6.8 recommends: first "no more, please" with the highest id, then, when streams that were under way

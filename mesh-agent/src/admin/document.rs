@@ -71,6 +71,9 @@ pub struct ConnectionCounts {
     pub live: usize,
     /// Opened since the start.
     pub opened: u64,
+    /// Of these, tried again on another tunnel because the peer had not processed them.
+    #[serde(default)]
+    pub retried: u64,
 }
 
 /// Certificates of local identities.
@@ -121,6 +124,25 @@ pub struct WorkloadEntry {
     /// The policy that says so; absent for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls_policy: Option<String>,
+    /// What it takes of this agent, while it is captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageEntry>,
+}
+
+/// What a workload takes of an agent, over all workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageEntry {
+    /// TCP connections.
+    pub connections: usize,
+    /// Streams of tunnels to it.
+    pub streams: usize,
+    /// TLS handshakes with its clients that are under way.
+    pub handshakes: usize,
+    /// Bytes that the agent holds between its sockets.
+    pub held_bytes: usize,
+    /// How often a budget has refused, by budget; those that have.
+    #[serde(default)]
+    pub refused: std::collections::BTreeMap<String, u64>,
 }
 
 /// Whether a workload is part of the mesh.
@@ -184,6 +206,9 @@ pub struct ConnectionEntry {
     pub received_bytes: u64,
     /// Bytes from the server.
     pub sent_bytes: u64,
+    /// Bytes that the agent holds: read from one side and not yet written to the other.
+    #[serde(default)]
+    pub held_bytes: u64,
 }
 
 /// Direction of a connection, seen from the local pod.
@@ -264,6 +289,7 @@ impl ConnectionEntry {
             age_seconds: live.age().as_secs_f64(),
             received_bytes: live.counts.received.load(relaxed),
             sent_bytes: live.counts.sent.load(relaxed),
+            held_bytes: live.counts.held(),
         }
     }
 

@@ -222,6 +222,7 @@ mod tests {
             capture_reason: (capture == CaptureState::Failed).then(|| "no netns".into()),
             mtls: "STRICT".into(),
             mtls_policy: None,
+            usage: None,
         }
     }
 

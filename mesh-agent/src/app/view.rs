@@ -14,7 +14,8 @@ use crate::admin::View;
 use crate::admin::document::{
     Bpf, BpfEvent, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts, CertificateEntry,
     CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
-    Connections, EnrolmentState, PodCounts, SnapshotStatus, Status, WorkloadEntry, Workloads, timestamp,
+    Connections, EnrolmentState, PodCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads,
+    timestamp,
 };
 use crate::admin::host;
 use crate::capture::{self, Capture, CaptureStatus};
@@ -22,9 +23,9 @@ use crate::identity::{self, CertificateStatus, Identities};
 use crate::sources::StatusReader;
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::telemetry::metrics::{MapFill, Readings};
+use crate::telemetry::metrics::{BudgetReading, MapFill, Readings};
 use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
-use crate::worker::Workers;
+use crate::worker::{Place, Usage, Workers};
 
 use super::checks;
 
@@ -63,6 +64,7 @@ impl AgentView {
             pods_failed: pods.failed as u64,
             maps: self.capture.map_fill().into_iter().map(map_fill).collect(),
             events: self.capture.counters().into_iter().collect(),
+            budgets: self.workers.usage().into_iter().map(budget_reading).collect(),
         }
     }
 
@@ -74,6 +76,22 @@ impl AgentView {
             draining: self.stopping.is_cancelled(),
             pods: pods_to_wait_for(&snapshot, &self.capture.states(), &self.identities.status()),
         }
+    }
+}
+
+fn budget_reading((uid, usage): (WorkloadUid, Usage)) -> BudgetReading {
+    BudgetReading {
+        workload: uid.to_string(),
+        taken: Place::ALL
+            .map(Place::as_str)
+            .into_iter()
+            .zip(usage.taken)
+            .collect(),
+        refused: Place::ALL
+            .map(Place::as_str)
+            .into_iter()
+            .zip(usage.refused)
+            .collect(),
     }
 }
 
@@ -114,6 +132,7 @@ impl View for AgentView {
             connections: ConnectionCounts {
                 live: self.log.len(),
                 opened: self.log.opened(),
+                retried: self.log.retries().counts().iter().map(|(_, n)| n).sum(),
             },
             certificates: certificate_counts(&self.identities.status()),
             rejections: snapshot.diagnostics().rejections.len(),
@@ -121,7 +140,11 @@ impl View for AgentView {
     }
 
     fn workloads(&self) -> Workloads {
-        workloads(&self.snapshots.load(), &self.capture.states())
+        workloads(
+            &self.snapshots.load(),
+            &self.capture.states(),
+            &self.workers.usage(),
+        )
     }
 
     fn connections(&self, filter: &ConnectionFilter) -> Connections {
@@ -248,7 +271,7 @@ fn capture_state(
     }
 }
 
-fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
+fn workloads(snapshot: &Snapshot, states: &CaptureStates, usage: &BTreeMap<WorkloadUid, Usage>) -> Workloads {
     let mut all: Vec<&Arc<Workload>> = snapshot.workloads().collect();
     all.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     let entry = |workload: &Arc<Workload>| {
@@ -275,6 +298,7 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
                 MtlsMode::Strict => "STRICT".to_owned(),
                 MtlsMode::Permissive => "PERMISSIVE".to_owned(),
             },
+            usage: usage.get(&workload.uid).map(|usage| usage_entry(*usage)),
             mtls_policy: mtls
                 .and_then(|decision| decision.decided_by.as_ref())
                 .map(ToString::to_string),
@@ -282,6 +306,22 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates) -> Workloads {
     };
     Workloads {
         workloads: all.into_iter().map(entry).collect(),
+    }
+}
+
+fn usage_entry(usage: Usage) -> UsageEntry {
+    let [connections, streams, handshakes, held_bytes] = usage.taken;
+    UsageEntry {
+        connections,
+        streams,
+        handshakes,
+        held_bytes,
+        refused: Place::ALL
+            .into_iter()
+            .zip(usage.refused)
+            .filter(|(_, n)| *n > 0)
+            .map(|(place, n)| (place.as_str().to_owned(), n))
+            .collect(),
     }
 }
 

@@ -5,8 +5,9 @@ use mesh_core::manifest::Origin;
 use mesh_core::model::ObjectRef;
 
 use crate::admin::document::{
-    Bpf, BpfLink, CaptureState, CertificateState, Certificates, Checks, Config, Connections, Direction,
-    EnrolmentState, Level, PartyEntry, SecurityState, Status, WorkloadEntry, Workloads,
+    Bpf, BpfLink, CaptureState, CertificateState, Certificates, Checks, Config, ConnectionEntry, Connections,
+    Direction, EnrolmentState, Level, PartyEntry, SecurityState, Status, UsageEntry, WorkloadEntry,
+    Workloads,
 };
 
 /// Columns of a table at most.
@@ -93,8 +94,8 @@ pub(super) fn status(status: &Status) -> String {
     row(
         "Connections",
         format!(
-            "{} live, {} since the start",
-            connections.live, connections.opened
+            "{} live, {} since the start, {} tried again",
+            connections.live, connections.opened, connections.retried
         ),
     );
     row(
@@ -154,7 +155,7 @@ pub(super) fn workloads(workloads: &Workloads) -> String {
             w.mtls.clone(),
         ]);
     }
-    text(table) + &reasons(&workloads.workloads)
+    text(table) + &reasons(&workloads.workloads) + &usage(&workloads.workloads)
 }
 
 /// Why workloads are refused or not captured, below the table: sentences do not fit into columns.
@@ -170,6 +171,38 @@ fn reasons(workloads: &[WorkloadEntry]) -> String {
         ]
     });
     let lines: String = lines.flatten().collect();
+    if lines.is_empty() {
+        lines
+    } else {
+        format!("\n{lines}")
+    }
+}
+
+/// What captured workloads take of the agent, those that take something.
+fn usage(workloads: &[WorkloadEntry]) -> String {
+    let lines = workloads.iter().filter_map(|w| {
+        let UsageEntry {
+            connections,
+            streams,
+            held_bytes,
+            refused,
+            ..
+        } = w
+            .usage
+            .as_ref()
+            .filter(|usage| **usage != UsageEntry::default())?;
+        let mut line = format!(
+            "{}/{} has {connections} connections, {streams} streams, {} held",
+            w.namespace,
+            w.name,
+            bytes(*held_bytes as u64)
+        );
+        for (budget, n) in refused {
+            line += &format!("; its {budget} budget has refused {n}");
+        }
+        Some(line + "\n")
+    });
+    let lines: String = lines.collect();
     if lines.is_empty() {
         lines
     } else {
@@ -200,10 +233,19 @@ pub(super) fn connections(connections: &Connections) -> String {
                 SecurityState::None => "none".to_owned(),
             },
             duration(c.age_seconds as u64),
-            format!("{} req\n{} resp", bytes(c.received_bytes), bytes(c.sent_bytes)),
+            carried(c),
         ]);
     }
     text(table)
+}
+
+/// Bytes each way, and those in between.
+fn carried(c: &ConnectionEntry) -> String {
+    let mut text = format!("{} req\n{} resp", bytes(c.received_bytes), bytes(c.sent_bytes));
+    if c.held_bytes > 0 {
+        text += &format!("\n{} held", bytes(c.held_bytes));
+    }
+    text
 }
 
 /// Workload, address and identity, a line each.

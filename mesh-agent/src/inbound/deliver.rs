@@ -26,7 +26,7 @@ pub async fn deliver(
         );
         return Err(TunnelError::Socket { address, why });
     }
-    let tcp = dial(&context.pod, address, |socket| {
+    let tcp = dial(context, address, |socket| {
         from_source(socket, delivery_source(client, address.ip()))?;
         context
             .path

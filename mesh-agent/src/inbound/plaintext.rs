@@ -13,7 +13,7 @@ use crate::tunnel::{AppStream, Carried, PodContext};
 
 /// Carries a plaintext connection to the pod, where its policy permits it; resets it where not.
 pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
-    let app = AppStream::new(tcp).watch_peer();
+    let app = AppStream::new(tcp);
     let Ok((client, local)) = app.addresses() else {
         return; // Reset before we looked.
     };
@@ -39,7 +39,7 @@ async fn carry(
         }
     };
     let outcome = match delivered {
-        Ok(server) => copy::splice(app, server, connection.counts()).await,
+        Ok(server) => copy::splice(app, server, &context.account(connection)).await,
         Err(error) => return error.mark(connection),
     };
     match outcome {

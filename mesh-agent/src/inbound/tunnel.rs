@@ -16,9 +16,10 @@ use tokio::net::TcpStream;
 use super::deliver;
 use crate::identity;
 use crate::telemetry::connections::{ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security};
-use crate::tunnel::copy::{self, CopyError, Side};
+use crate::tunnel::copy::{self, CopyError, Early, Side};
 use crate::tunnel::{
-    AppStream, Carried, PodContext, Pressure, READ_BUFFER, TunnelError, accept_http2, headers,
+    AppStream, Carried, OverBudget, Place, PodContext, Pressure, READ_BUFFER, StreamGuard, TunnelError,
+    accept_http2, headers,
 };
 
 /// The other agent, on behalf of the workload that it proved to be.
@@ -54,16 +55,18 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
         identity,
     });
     let pressure = Arc::new(Pressure::default());
-    let served = accept_http2(io, context.drain.clone(), |request, respond| {
+    let serve = |request, respond, alive| {
         let stream = Stream {
             context: Arc::clone(&context),
             peer: Arc::clone(&peer),
             pressure: Arc::clone(&pressure),
+            _alive: alive,
         };
         context
             .tasks
             .spawn(context.stop.clone(), stream.serve(request, respond));
-    });
+    };
+    let served = accept_http2(io, context.drain.clone(), &context.budget, &pressure, serve);
     if let Err(error) = served.await {
         tracing::debug!(peer = %peer.address, identity = %peer.identity, pod = %context.pod.uid, %error, "a tunnel ended");
     }
@@ -76,13 +79,12 @@ async fn shake(
     context: &PodContext,
     tcp: TcpStream,
 ) -> Result<(TlsStream, SpiffeId), (&'static str, String)> {
-    let _turn = context.handshakes.try_acquire().map_err(|_| {
-        let limit = context.path.limits.handshakes_per_pod;
+    let _turn = context.budget.take(Place::Handshake).map_err(|over| {
         let message = format!(
-            "{limit} handshakes with pod {} are under way, its limit",
-            context.pod.uid
+            "{} handshakes with pod {} are under way, its limit",
+            over.limit, context.pod.uid
         );
-        ("handshake_budget", message)
+        (over.place.reason(), message)
     })?;
     let tls = context
         .path
@@ -103,6 +105,8 @@ struct Stream {
     context: Arc<PodContext>,
     peer: Arc<Peer>,
     pressure: Arc<Pressure>,
+    /// Keeps the connection from being taken for an idle one.
+    _alive: StreamGuard,
 }
 
 /// A CONNECT that is refused.
@@ -119,10 +123,10 @@ impl Stream {
         let address = self.authority(&request);
         let info = self.info(client, address.as_ref().ok().copied());
         let mut connection = Carried::new(self.context.path.log.open(info));
-        let _place = self.context.connections.try_acquire();
-        let admitted = match (&_place, address) {
+        let place = self.context.budget.take(Place::Stream);
+        let admitted = match (&place, address) {
             (Ok(_), Ok(address)) => self.permit(address),
-            (Err(_), _) => Err(over_budget(&self.context)),
+            (Err(over), _) => Err(over_budget(&self.context, *over)),
             (_, Err(rejected)) => Err(rejected),
         };
         let outcome = match admitted {
@@ -241,16 +245,9 @@ impl Stream {
     ) {
         let outcome = match respond.send_response(answer(StatusCode::OK), false) {
             Ok(send) => {
-                let opened = std::future::ready(Ok(body));
-                copy::carry(
-                    app,
-                    Side::Server,
-                    send,
-                    opened,
-                    &self.pressure,
-                    connection.counts(),
-                )
-                .await
+                let early = Early::default();
+                let account = self.context.account(connection);
+                copy::carry(app, Side::Server, early, (send, body), &self.pressure, &account).await
             }
             Err(error) => Err(error.into()),
         };
@@ -288,14 +285,16 @@ impl Stream {
     }
 }
 
-fn over_budget(context: &PodContext) -> Rejected {
+fn over_budget(context: &PodContext, over: OverBudget) -> Rejected {
     Rejected {
         status: StatusCode::SERVICE_UNAVAILABLE,
         flag: ResponseFlag::Deny,
-        reason: "connection_budget",
+        reason: over.place.reason(),
         message: format!(
-            "pod {} has {} connections on this worker, its limit",
-            context.pod.uid, context.path.limits.connections_per_pod
+            "pod {} has used up its {} budget on this worker, {}: see `meshctl workloads`",
+            context.pod.uid,
+            over.place.as_str(),
+            over.limit
         ),
     }
 }

@@ -10,10 +10,13 @@ use mesh_core::plan::{self, Outbound, Reason, Refusal, Transport};
 use tokio::net::TcpStream;
 
 use crate::telemetry::connections::{ConnectionInfo, Reporter, ResponseFlag, Security};
-use crate::tunnel::copy::{self, CopyError, Side};
-use crate::tunnel::{AppStream, Carried, OpenStream, PodContext, PoolKey, TunnelError, dial, headers};
+use crate::tunnel::copy::{self, CopyError, Early, Side};
+use crate::tunnel::{
+    AppStream, Carried, PodContext, PoolKey, Pressure, Slot, TunnelError, Unprocessed, dial, headers,
+};
 
-/// How often a stream is tried on another connection when the first ones turn out to be closing.
+/// How often a stream is tried in all, each time on another connection: when the one at hand turns out to be closing, or when the peer says
+/// that it did not process the stream.
 const ATTEMPTS: usize = 3;
 
 /// Carries a connection that was accepted from a process in the pod, whose address is `client`. Whatever fails resets it.
@@ -209,14 +212,12 @@ async fn forward(
     match &outbound.transport {
         Transport::Tunnel { .. } => {
             let (key, request) = tunnel_request(context, client, source, outbound)?;
-            let stream = unless_aborted(&app, open(context, &key, request)).await?;
-            let (send, opened, pressure, _place) = stream.split();
-            Ok(copy::carry(app, Side::Client, send, opened, &pressure, connection.counts()).await?)
+            tunnel(context, app, &key, &request, connection).await
         }
         Transport::Passthrough | Transport::Hairpin => {
-            let dialled = async { Ok(dial(&context.pod, outbound.address, |_| Ok(())).await?) };
-            let server = AppStream::new(unless_aborted(&app, dialled).await?).watch_peer();
-            Ok(copy::splice(app, server, connection.counts()).await?)
+            let dialled = async { Ok(dial(context, outbound.address, |_| Ok(())).await?) };
+            let server = AppStream::new(unless_aborted(&app, dialled).await?);
+            Ok(copy::splice(app, server, &context.account(connection)).await?)
         }
     }
 }
@@ -288,18 +289,51 @@ fn connect(client: SocketAddr, source: &Workload, outbound: &Outbound) -> Result
     Ok(request)
 }
 
-/// Opens the stream, on another connection if the one at hand turns out to be closing.
-async fn open(context: &Arc<PodContext>, key: &PoolKey, request: Request<()>) -> Result<OpenStream, Failure> {
-    let mut last = String::new();
-    for _ in 0..ATTEMPTS {
-        let slot = context.pool.slot(context, key).await?;
-        match slot.open(request.clone()).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error.to_string(),
-        }
+/// Carries the connection over a stream; over another one, with all that the application has sent, when the first one was not processed.
+async fn tunnel(
+    context: &Arc<PodContext>,
+    mut app: AppStream,
+    key: &PoolKey,
+    request: &Request<()>,
+    connection: &Carried,
+) -> Result<(), Failure> {
+    let account = context.account(connection);
+    let mut early = Early::default();
+    let mut refused = Vec::new();
+    let mut attempt = 1;
+    loop {
+        let slot = unless_aborted(&app, slot(context, key, &refused)).await?;
+        let why = match slot.open(request.clone()).await {
+            Ok(mut stream) => match copy::answered(&mut app, &mut stream, &mut early, &account).await {
+                Ok(recv) => {
+                    let streams = (stream.send, recv);
+                    return Ok(
+                        copy::carry(app, Side::Client, early, streams, &stream.pressure, &account).await?,
+                    );
+                }
+                Err(error) => match stream.unprocessed(&error) {
+                    Some(why) if attempt < ATTEMPTS && key.is_current(&context.path.snapshots.load()) => {
+                        refused.push(stream.pressure);
+                        why
+                    }
+                    _ => return Err(error.into()),
+                },
+            },
+            // Nothing was sent.
+            Err(_) if attempt < ATTEMPTS => Unprocessed::Unwritten,
+            Err(error) => {
+                return Err(Failure::Tunnel(TunnelError::Http2 {
+                    address: key.gateway,
+                    why: error.to_string(),
+                }));
+            }
+        };
+        attempt += 1;
+        context.path.log.retried(why.as_str());
+        tracing::debug!(gateway = %key.gateway, why = why.as_str(), attempt, "a stream was not processed: tried again");
     }
-    Err(Failure::Tunnel(TunnelError::Http2 {
-        address: key.gateway,
-        why: last,
-    }))
+}
+
+async fn slot(context: &Arc<PodContext>, key: &PoolKey, refused: &[Arc<Pressure>]) -> Result<Slot, Failure> {
+    Ok(context.pool.slot(context, key, refused).await?)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{LogFormat, parse_duration};
+use super::{LogFormat, parse_duration, parse_size};
 
 /// Settings as flags; each has an environment variable, and nearly each a key in the settings file.
 #[derive(Args, Clone, Debug, Default)]
@@ -96,4 +96,36 @@ pub struct SettingsArgs {
     /// How long connections may finish when the agent stops [default: 5s; file: defaultConfig.terminationDrainDuration]
     #[arg(long, env = "MESH_AGENT_DRAIN", value_name = "DURATION", value_parser = parse_duration)]
     pub drain: Option<Duration>,
+
+    /// Silence after which the kernel probes the other end of a connection; 0 for no probes [default: 60s; file: tcpKeepalive.time]
+    #[arg(long, env = "MESH_AGENT_TCP_KEEPALIVE_TIME", value_name = "DURATION", value_parser = parse_duration)]
+    pub tcp_keepalive_time: Option<Duration>,
+
+    /// Time between probes [default: 10s; file: tcpKeepalive.interval]
+    #[arg(long, env = "MESH_AGENT_TCP_KEEPALIVE_INTERVAL", value_name = "DURATION", value_parser = parse_duration)]
+    pub tcp_keepalive_interval: Option<Duration>,
+
+    /// Unanswered probes after which a connection is reset [default: 9; file: tcpKeepalive.probes]
+    #[arg(long, env = "MESH_AGENT_TCP_KEEPALIVE_PROBES", value_name = "N")]
+    pub tcp_keepalive_probes: Option<u32>,
+
+    /// Reset connections that carry no byte for so long; 0 for never [default: 0; file: idleTimeout]
+    #[arg(long, env = "MESH_AGENT_IDLE_TIMEOUT", value_name = "DURATION", value_parser = parse_duration)]
+    pub idle_timeout: Option<Duration>,
+
+    /// TCP connections of one workload per worker; more are reset [default: 32768; file: workloadBudget.connections]
+    #[arg(long, env = "MESH_AGENT_BUDGET_CONNECTIONS", value_name = "N")]
+    pub budget_connections: Option<usize>,
+
+    /// Tunnel streams to one workload per worker; more are refused [default: 32768; file: workloadBudget.streams]
+    #[arg(long, env = "MESH_AGENT_BUDGET_STREAMS", value_name = "N")]
+    pub budget_streams: Option<usize>,
+
+    /// Bytes held for one workload per worker, such as 64Mi; above it windows shrink [default: 64Mi; file: workloadBudget.bufferedBytes]
+    #[arg(long, env = "MESH_AGENT_BUDGET_BYTES", value_name = "SIZE", value_parser = parse_size)]
+    pub budget_bytes: Option<usize>,
+
+    /// Flow-control window of a tunnel's stream, 64Ki to 16Mi: at most one window per round trip [default: 4Mi; file: streamWindow]
+    #[arg(long, env = "MESH_AGENT_STREAM_WINDOW", value_name = "SIZE", value_parser = parse_size)]
+    pub stream_window: Option<usize>,
 }

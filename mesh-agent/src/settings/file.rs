@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{LogFormat, SettingsError, duration};
+use super::{LogFormat, SettingsError, duration, size};
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -37,9 +37,37 @@ pub(super) struct File {
     pub(super) access_log_encoding: Option<Encoding>,
     /// MeshConfig.
     pub(super) default_config: Option<DefaultConfig>,
+    /// MeshConfig.
+    pub(super) tcp_keepalive: Option<TcpKeepalive>,
+    #[serde(default, deserialize_with = "duration::deserialize")]
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) workload_budget: Option<WorkloadBudget>,
+    #[serde(default, deserialize_with = "size::deserialize")]
+    pub(super) stream_window: Option<usize>,
     /// MeshConfig. The tunnel speaks TLS 1.3 only, which each of its values allows.
     #[serde(rename = "meshMTLS")]
     _mesh_mtls: Option<MeshMtls>,
+}
+
+/// MeshConfig's `tcpKeepalive`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TcpKeepalive {
+    #[serde(default, deserialize_with = "duration::deserialize")]
+    pub(super) time: Option<Duration>,
+    #[serde(default, deserialize_with = "duration::deserialize")]
+    pub(super) interval: Option<Duration>,
+    pub(super) probes: Option<u32>,
+}
+
+/// Ours: what one workload may take of one worker.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WorkloadBudget {
+    pub(super) connections: Option<usize>,
+    pub(super) streams: Option<usize>,
+    #[serde(default, deserialize_with = "size::deserialize")]
+    pub(super) buffered_bytes: Option<usize>,
 }
 
 /// Ours: what is logged and how.

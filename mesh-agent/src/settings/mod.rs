@@ -3,6 +3,7 @@
 mod args;
 mod duration;
 mod file;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use thiserror::Error;
 
 pub use args::SettingsArgs;
 pub use duration::{parse_duration, show_duration};
+pub use size::{parse_size, show_size};
 
 /// Shortest certificate lifetime: below it, rotation at half-life would not keep up with clock differences.
 const MIN_LIFETIME: Duration = Duration::from_secs(2);
@@ -62,6 +64,48 @@ pub enum SettingsError {
         /// What it must be.
         expected: &'static str,
     },
+}
+
+/// TCP keepalive of the agent's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    pub time: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Probes without an answer after which the connection is reset.
+    pub probes: u32,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            time: Duration::from_secs(60),
+            interval: Duration::from_secs(10),
+            probes: 9,
+        }
+    }
+}
+
+/// What one workload may take of one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WorkloadBudget {
+    /// TCP connections.
+    pub connections: usize,
+    /// Streams of tunnels to it.
+    pub streams: usize,
+    /// Bytes held between its sockets.
+    pub buffered_bytes: usize,
+}
+
+impl Default for WorkloadBudget {
+    fn default() -> Self {
+        Self {
+            connections: 32_768,
+            streams: 32_768,
+            buffered_bytes: 64 << 20,
+        }
+    }
 }
 
 /// How log lines look.
@@ -127,6 +171,14 @@ pub struct Settings {
     pub access_log: AccessLog,
     /// How long connections may finish when the agent stops.
     pub drain: Duration,
+    /// TCP keepalive; `None` for none.
+    pub keepalive: Option<Keepalive>,
+    /// How long a connection may be without a byte; `None` for as long as it likes.
+    pub idle_timeout: Option<Duration>,
+    /// What one workload may take of one worker.
+    pub budget: WorkloadBudget,
+    /// Flow-control window of a tunnel's stream, bytes.
+    pub stream_window: usize,
 }
 
 impl Settings {
@@ -179,6 +231,7 @@ impl Settings {
             .unwrap_or_else(|| "/var/lib/mesh-agent".into());
         let defaults = file.default_config.unwrap_or_default();
         let log = file.log.unwrap_or_default();
+        let budget = file.workload_budget.unwrap_or_default();
         let encoding = file.access_log_encoding.map(LogFormat::from);
         let settings = Self {
             node_name,
@@ -234,6 +287,31 @@ impl Settings {
                 .drain
                 .or(defaults.termination_drain_duration)
                 .unwrap_or(Duration::from_secs(5)),
+            keepalive: keepalive(
+                args.tcp_keepalive_time,
+                args.tcp_keepalive_interval,
+                args.tcp_keepalive_probes,
+                file.tcp_keepalive.unwrap_or_default(),
+            ),
+            idle_timeout: args
+                .idle_timeout
+                .or(file.idle_timeout)
+                .filter(|limit| !limit.is_zero()),
+            budget: WorkloadBudget {
+                connections: args
+                    .budget_connections
+                    .or(budget.connections)
+                    .unwrap_or(WorkloadBudget::default().connections),
+                streams: args
+                    .budget_streams
+                    .or(budget.streams)
+                    .unwrap_or(WorkloadBudget::default().streams),
+                buffered_bytes: args
+                    .budget_bytes
+                    .or(budget.buffered_bytes)
+                    .unwrap_or(WorkloadBudget::default().buffered_bytes),
+            },
+            stream_window: args.stream_window.or(file.stream_window).unwrap_or(4 << 20),
         };
         settings.check()
     }
@@ -246,6 +324,7 @@ impl Settings {
                 expected: "expected at least 2s",
             });
         }
+        self.check_connections()?;
         for (name, value) in [
             ("--root-namespace", &self.root_namespace),
             ("--cluster-domain", &self.cluster_domain),
@@ -261,6 +340,84 @@ impl Settings {
         }
         Ok(self)
     }
+}
+
+impl Settings {
+    fn check_connections(&self) -> Result<(), SettingsError> {
+        let check = |good: bool, name, value: String, expected| match good {
+            true => Ok(()),
+            false => Err(SettingsError::Value {
+                name,
+                value,
+                expected,
+            }),
+        };
+        let Settings {
+            budget,
+            stream_window,
+            ..
+        } = self;
+        let windows = (64 << 10)..=(16 << 20);
+        check(
+            windows.contains(stream_window),
+            "--stream-window",
+            show_size(*stream_window),
+            "expected 64Ki to 16Mi",
+        )?;
+        check(
+            budget.buffered_bytes >= 1 << 20,
+            "--budget-bytes",
+            show_size(budget.buffered_bytes),
+            "expected at least 1Mi",
+        )?;
+        check(
+            budget.connections > 0,
+            "--budget-connections",
+            budget.connections.to_string(),
+            "expected at least 1",
+        )?;
+        check(
+            budget.streams > 0,
+            "--budget-streams",
+            budget.streams.to_string(),
+            "expected at least 1",
+        )?;
+        // The kernel's bounds (tcp(7)): seconds up to 32767, probes up to 127.
+        let second = Duration::from_secs(1);
+        let seconds = second..=32_767 * second;
+        let Some(keepalive) = &self.keepalive else {
+            return Ok(());
+        };
+        for (name, value) in [
+            ("--tcp-keepalive-time", keepalive.time),
+            ("--tcp-keepalive-interval", keepalive.interval),
+        ] {
+            let good = seconds.contains(&value);
+            check(good, name, show_duration(value), "expected 1s to 32767s")?;
+        }
+        check(
+            (1..=127).contains(&keepalive.probes),
+            "--tcp-keepalive-probes",
+            keepalive.probes.to_string(),
+            "expected 1 to 127",
+        )
+    }
+}
+
+/// A time of 0 means no keepalive.
+fn keepalive(
+    time: Option<Duration>,
+    interval: Option<Duration>,
+    probes: Option<u32>,
+    file: file::TcpKeepalive,
+) -> Option<Keepalive> {
+    let usual = Keepalive::default();
+    let keepalive = Keepalive {
+        time: time.or(file.time).unwrap_or(usual.time),
+        interval: interval.or(file.interval).unwrap_or(usual.interval),
+        probes: probes.or(file.probes).unwrap_or(usual.probes),
+    };
+    (!keepalive.time.is_zero()).then_some(keepalive)
 }
 
 /// 0 and nothing mean a worker per core, up to four.

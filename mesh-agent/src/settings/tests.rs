@@ -31,6 +31,14 @@ fn without_anything_there_are_defaults() {
     assert_eq!(got.readiness_address.to_string(), "[::]:15021");
     assert_eq!(got.access_log, AccessLog::Stdout);
     assert_eq!(got.config_dir, None);
+    assert_eq!(
+        (got.keepalive, got.idle_timeout),
+        (Some(Keepalive::default()), None)
+    );
+    assert_eq!(
+        settings(&["--tcp-keepalive-time", "0"], "").unwrap().keepalive,
+        None
+    );
 }
 
 #[test]
@@ -48,6 +56,10 @@ meshMTLS: {minProtocolVersion: TLSV1_3}
 defaultConfig:
   concurrency: 2
   terminationDrainDuration: 7s
+tcpKeepalive: {time: 30s, probes: 3}
+idleTimeout: 1h
+workloadBudget: {connections: 100, bufferedBytes: 8Mi}
+streamWindow: 1Mi
 ";
     let got = settings(
         &[
@@ -55,11 +67,29 @@ defaultConfig:
             "from-flag",
             "--trust-domain-aliases",
             "a.example,b.example",
+            "--budget-bytes",
+            "16Mi",
         ],
         yaml,
     )
     .unwrap();
     assert_eq!(got.node_name, "from-flag");
+    let keepalive = got.keepalive.unwrap();
+    assert_eq!(
+        (
+            keepalive.time.as_secs(),
+            keepalive.interval.as_secs(),
+            keepalive.probes
+        ),
+        (30, 10, 3)
+    );
+    assert_eq!(got.idle_timeout, Some(Duration::from_secs(3600)));
+    let budget = WorkloadBudget {
+        connections: 100,
+        buffered_bytes: 16 << 20,
+        ..WorkloadBudget::default()
+    };
+    assert_eq!((got.budget, got.stream_window), (budget, 1 << 20));
     assert_eq!(got.trust_domain.as_str(), "file.example");
     assert_eq!(got.trust_domain_aliases.len(), 2);
     assert_eq!(got.ca_dir, PathBuf::from("/state/ca"));
@@ -96,6 +126,17 @@ fn wrong_settings_are_told_where_and_what() {
             "--certificate-lifetime is 1s: expected at least 2s",
         ),
         (&["--node-name", " "], "", "the node has no name"),
+        (
+            &["--stream-window", "32Mi"],
+            "",
+            "--stream-window is 32Mi: expected 64Ki to 16Mi",
+        ),
+        (&["--budget-bytes", "1000"], "", "--budget-bytes is 1000"),
+        (&["--budget-connections", "0"], "", "--budget-connections is 0"),
+        (&["--budget-streams", "0"], "", "--budget-streams is 0"),
+        (&["--tcp-keepalive-time", "500ms"], "", "expected 1s to 32767s"),
+        (&["--tcp-keepalive-probes", "200"], "", "expected 1 to 127"),
+        (&[], "streamWindow: large\n", "is no size"),
         (&["--root-namespace", "A B"], "", "--root-namespace"),
     ];
     for (flags, yaml, expected) in table {

@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime};
 use mesh_core::model::{Service, SpiffeId, Workload};
 
 use super::access_log;
-use super::traffic::{Failures, Handshakes, Series, SeriesKey, Traffic};
+use super::traffic::{Failures, Handshakes, Retries, Series, SeriesKey, Traffic};
 
 /// Which side of a connection this agent is on; Istio's `reporter` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -77,12 +77,33 @@ pub struct ByteCounts {
     pub received: AtomicU64,
     /// From the server to the client: response bytes; Istio's `sent`.
     pub sent: AtomicU64,
+    held: AtomicU64,
 }
 
 impl ByteCounts {
     /// Adds request bytes.
     pub fn add_received(&self, n: u64) {
         self.received.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Bytes in both directions so far.
+    pub fn total(&self) -> u64 {
+        self.received.load(Ordering::Relaxed) + self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the agent holds of the connection now: read from one side and not yet written to the other.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Adds to the bytes held.
+    pub fn hold(&self, n: usize) {
+        self.held.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    /// Takes from the bytes held what was added before.
+    pub fn release(&self, n: usize) {
+        self.held.fetch_sub(n as u64, Ordering::Relaxed);
     }
 
     /// Adds response bytes.
@@ -109,11 +130,13 @@ pub enum ResponseFlag {
     Reset,
     /// The flow table did not know the connection.
     UnknownFlow,
+    /// It was idle for as long as the setting allows.
+    IdleTimeout,
 }
 
 impl ResponseFlag {
     /// All of them, in the order of their numbers.
-    pub const ALL: [ResponseFlag; 7] = [
+    pub const ALL: [ResponseFlag; 8] = [
         ResponseFlag::Deny,
         ResponseFlag::Connect,
         ResponseFlag::TlsFailure,
@@ -121,6 +144,7 @@ impl ResponseFlag {
         ResponseFlag::IdentityError,
         ResponseFlag::Reset,
         ResponseFlag::UnknownFlow,
+        ResponseFlag::IdleTimeout,
     ];
 
     /// The name in metrics and logs.
@@ -133,6 +157,7 @@ impl ResponseFlag {
             ResponseFlag::IdentityError => "IDENTITY_ERROR",
             ResponseFlag::Reset => "RESET",
             ResponseFlag::UnknownFlow => "UNKNOWN_FLOW",
+            ResponseFlag::IdleTimeout => "IDLE_TIMEOUT",
         }
     }
 }
@@ -213,6 +238,7 @@ pub struct ConnectionLog {
     traffic: Traffic,
     failures: Failures,
     handshakes: Handshakes,
+    retries: Retries,
 }
 
 impl ConnectionLog {
@@ -252,6 +278,16 @@ impl ConnectionLog {
     /// Counts a finished handshake, or a failed one by reason (a short fixed word).
     pub fn handshake(&self, role: HandshakeRole, outcome: Result<(), &'static str>) {
         self.handshakes.count(role, outcome);
+    }
+
+    /// Counts a stream that was tried again because the peer had not processed it; `reason` is a short fixed word.
+    pub fn retried(&self, reason: &'static str) {
+        self.retries.count(reason);
+    }
+
+    /// The counters of retries, for the registry.
+    pub fn retries(&self) -> &Retries {
+        &self.retries
     }
 
     /// The live connections, the oldest first within a shard. Takes each shard's lock for as long as it takes to copy its list.

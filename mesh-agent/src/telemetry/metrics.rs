@@ -44,6 +44,19 @@ pub struct Readings {
     pub maps: Vec<MapFill>,
     /// What the BPF programs counted.
     pub events: Vec<(&'static str, u64)>,
+    /// What each captured pod takes of the workers.
+    pub budgets: Vec<BudgetReading>,
+}
+
+/// What one pod takes of the workers, over all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BudgetReading {
+    /// The workload's uid.
+    pub workload: String,
+    /// What is taken of each budget.
+    pub taken: Vec<(&'static str, usize)>,
+    /// How often each has refused.
+    pub refused: Vec<(&'static str, u64)>,
 }
 
 /// Supplies [`Readings`]; called at each scrape, off the data path.
@@ -240,7 +253,16 @@ fn outcomes(log: &ConnectionLog) -> Vec<MetricFamily> {
                 .label("reason", reason)
         })
         .collect();
+    let retries = log.retries().counts().into_iter();
+    let retries = retries
+        .map(|(reason, n)| Row::new(n as f64).label("reason", reason))
+        .collect();
     vec![
+        Kind::Counter.family(
+            "mesh_agent_stream_retries_total",
+            "Connections that were tried again on another tunnel because the peer had not processed them.",
+            retries,
+        ),
         Kind::Counter.family(
             "mesh_agent_handshakes_total",
             "TLS handshakes finished or failed.",
@@ -270,7 +292,28 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
     };
     let expiry = readings.certificates.iter();
     let events = readings.events.iter();
+    let budgets = |workload: &str, budget: &str, n: f64| {
+        Row::new(n).label("workload", workload).label("budget", budget)
+    };
+    let each = readings.budgets.iter();
+    let taken = each
+        .clone()
+        .flat_map(|r| r.taken.iter().map(|(b, n)| budgets(&r.workload, b, *n as f64)))
+        .collect();
+    let refused = each
+        .flat_map(|r| r.refused.iter().map(|(b, n)| budgets(&r.workload, b, *n as f64)))
+        .collect();
     vec![
+        gauge(
+            "mesh_agent_budget_used",
+            "What a captured workload takes of the workers: connections, streams, handshakes, bytes held.",
+            taken,
+        ),
+        Kind::Counter.family(
+            "mesh_agent_budget_refusals_total",
+            "Connections, streams and handshakes refused because a workload had used up its budget.",
+            refused,
+        ),
         gauge(
             "mesh_agent_build_info",
             "Always 1; says which build runs.",

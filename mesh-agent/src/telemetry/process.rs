@@ -31,7 +31,11 @@ pub(super) fn read() -> Vec<Figure> {
         gauge("process_resident_memory_bytes", "Resident memory.", kib("VmRSS:")),
         gauge("process_virtual_memory_bytes", "Virtual memory.", kib("VmSize:")),
         gauge("process_open_fds", "Open file descriptors.", descriptors),
-        gauge("process_max_fds", "Limit of open file descriptors.", limit(&limits)),
+        gauge(
+            "process_max_fds",
+            "Limit of open file descriptors.",
+            limit(&limits),
+        ),
         gauge("process_threads", "Threads.", status_number(&status, "Threads:")),
         cpu_seconds(&stat, ticks_per_second()).map(|value| Figure {
             name: "process_cpu_seconds_total",
@@ -52,7 +56,9 @@ fn status_number(status: &str, key: &str) -> Option<f64> {
 
 /// The soft limit in proc_pid_limits(5); none where it is unlimited.
 fn limit(limits: &str) -> Option<f64> {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 

@@ -329,6 +329,21 @@ impl Handshakes {
     }
 }
 
+/// Streams that were tried again on another tunnel connection, by reason.
+#[derive(Debug, Default)]
+pub struct Retries(Mutex<HashMap<&'static str, u64>>);
+
+impl Retries {
+    pub(super) fn count(&self, reason: &'static str) {
+        *locked(&self.0).entry(reason).or_default() += 1;
+    }
+
+    /// The counts, in no order.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        locked(&self.0).iter().map(|(key, n)| (*key, *n)).collect()
+    }
+}
+
 /// A panic elsewhere cannot leave these maps half-changed: every change is one step.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

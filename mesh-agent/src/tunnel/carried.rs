@@ -1,5 +1,7 @@
 //! A connection's entry in the log, which tells an orderly end from one that was cut short.
 
+use std::sync::Arc;
+
 use crate::telemetry::connections::{ByteCounts, Connection, ResponseFlag};
 
 /// The guard of a connection that is being carried. Dropped without [`Carried::ended`] or a failure, because its task was cancelled or
@@ -20,7 +22,7 @@ impl Carried {
     }
 
     /// Where the copy loops count its bytes.
-    pub fn counts(&self) -> &ByteCounts {
+    pub fn counts(&self) -> &Arc<ByteCounts> {
         self.connection.counts()
     }
 

@@ -2,21 +2,22 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
+use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
-use http::{Request, StatusCode};
+use http::Request;
 use mesh_core::model::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 
+use super::budget::Windows;
 use super::copy::CopyError;
 use super::meter::{Room, StreamGuard};
 use super::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST,
-    MAX_STREAMS, Meter, PodContext, PoolKey, Pressure, READ_BUFFER, SEND_BUFFER, STREAM_WINDOW, TunnelError,
-    dial, from_source, keepalive,
+    Budget, DATA_FRAME_BUDGET, DIAL_TIMEOUT, Gone, IDLE_TIMEOUT, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS,
+    Meter, PodContext, PoolKey, Pressure, READ_BUFFER, SEND_BUFFER, TunnelError, dial, from_source,
+    keepalive, used_within,
 };
 use crate::identity;
 use crate::telemetry::connections::HandshakeRole;
@@ -47,7 +48,7 @@ impl Connection {
             .identities
             .tls(&key.source_identity)
             .ok_or_else(|| TunnelError::NoCertificate(key.source_identity.clone()))?;
-        let tcp = dial(&context.pod, address, |socket| match key.source_address {
+        let tcp = dial(context, address, |socket| match key.source_address {
             Some(source) => from_source(socket, source),
             None => Ok(()),
         })
@@ -61,7 +62,7 @@ impl Connection {
             reason: e.reason,
             message: e.message,
         })?;
-        tokio::time::timeout(DIAL_TIMEOUT, Self::over(io, peer))
+        tokio::time::timeout(DIAL_TIMEOUT, Self::over(io, peer, &context.budget))
             .await
             .map_err(|_| TunnelError::timeout(address, "HTTP/2", DIAL_TIMEOUT))?
             .map_err(|e| TunnelError::Http2 {
@@ -70,20 +71,21 @@ impl Connection {
             })
     }
 
-    /// Speaks HTTP/2 over `io`, whose other end has proven to be `peer`.
+    /// Speaks HTTP/2 over `io`, whose other end has proven to be `peer`, with windows as `budget` has them.
     ///
     /// # Errors
     /// When the preface cannot be written.
-    pub(super) async fn over<Io>(io: Io, peer: SpiffeId) -> Result<Established, h2::Error>
+    pub(super) async fn over<Io>(io: Io, peer: SpiffeId, budget: &Budget) -> Result<Established, h2::Error>
     where
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let pressure = Arc::new(Pressure::default());
         let io = Meter::new(io, Arc::clone(&pressure));
+        let windows = budget.windows();
         let (requests, connection) = h2::client::Builder::new()
             .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_window_size(windows.usual())
+            .initial_connection_window_size(windows.usual().saturating_mul(MAX_STREAMS))
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
@@ -92,7 +94,7 @@ impl Connection {
             .max_concurrent_streams(0)
             .handshake(io)
             .await?;
-        let driver = Box::pin(drive(connection, Arc::clone(&pressure)));
+        let driver = Box::pin(drive(connection, Arc::clone(&pressure), windows));
         Ok((
             Self {
                 requests,
@@ -144,7 +146,9 @@ impl Slot {
     /// When the connection has closed or is about to.
     pub async fn open(self, request: Request<()>) -> Result<OpenStream, h2::Error> {
         let mut requests = self.connection.requests.clone();
-        let opened = match poll_fn(|cx| requests.poll_ready(cx)).await {
+        let ready = poll_fn(|cx| requests.poll_ready(cx)).await;
+        let written_before = self.connection.pressure.written();
+        let opened = match ready {
             Ok(()) => requests.send_request(request, false),
             Err(error) => Err(error),
         };
@@ -154,6 +158,7 @@ impl Slot {
                 send,
                 pressure: Arc::clone(&self.connection.pressure),
                 guard: self.guard,
+                written_before,
             }),
             Err(error) => {
                 self.connection.pressure.close();
@@ -166,57 +171,76 @@ impl Slot {
 /// A CONNECT under way.
 #[derive(Debug)]
 pub struct OpenStream {
-    response: ResponseFuture,
+    /// Comes with the receiving half, which is worth something with status 200.
+    pub response: ResponseFuture,
     /// Takes data at once.
     pub send: SendStream<Bytes>,
     /// Load of the connection.
     pub pressure: Arc<Pressure>,
     /// Keeps the stream's place.
     pub guard: StreamGuard,
+    /// What had been written to the connection before the request.
+    pub(super) written_before: u64,
+}
+
+/// Why a stream that failed is known not to have been processed: only then may it be sent again, with its data (RFC 9113, 8.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unprocessed {
+    /// The peer's GOAWAY names a last stream below it.
+    GoAway,
+    /// The peer reset it with REFUSED_STREAM.
+    Refused,
+    /// The connection ended before a byte of it was written.
+    Unwritten,
+}
+
+impl Unprocessed {
+    /// A short fixed word: the metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unprocessed::GoAway => "goaway",
+            Unprocessed::Refused => "refused_stream",
+            Unprocessed::Unwritten => "not_sent",
+        }
+    }
 }
 
 impl OpenStream {
-    /// Splits off the receiving half, which comes with status 200.
-    pub fn split(
-        self,
-    ) -> (
-        SendStream<Bytes>,
-        impl Future<Output = Result<RecvStream, CopyError>>,
-        Arc<Pressure>,
-        StreamGuard,
-    ) {
-        let response = self.response;
-        let opened = async {
-            let response = response.await?;
-            match response.status() {
-                StatusCode::OK => Ok(response.into_body()),
-                status => Err(CopyError::refused(status.as_u16())),
+    /// Whether the peer, although the stream failed with `error` before it was answered, certainly has not processed it. `None`: it may
+    /// have.
+    pub fn unprocessed(&self, error: &CopyError) -> Option<Unprocessed> {
+        match error {
+            CopyError::AppReset { .. } | CopyError::Refused { .. } | CopyError::Idle(_) => None,
+            _ if self.pressure.disowns(self.send.stream_id().into()) => Some(Unprocessed::GoAway),
+            CopyError::StreamReset(h2::Reason::REFUSED_STREAM) => Some(Unprocessed::Refused),
+            CopyError::TunnelBroken(_) if self.pressure.written() == self.written_before => {
+                Some(Unprocessed::Unwritten)
             }
-        };
-        (self.send, opened, self.pressure, self.guard)
+            CopyError::StreamReset(_) | CopyError::TunnelBroken(_) => None,
+        }
     }
 }
 
 /// Drives a connection until it ends, is silent, or has been idle for [`IDLE_TIMEOUT`].
-async fn drive<Io>(mut connection: h2::client::Connection<Io, Bytes>, pressure: Arc<Pressure>)
-where
+async fn drive<Io>(
+    mut connection: h2::client::Connection<Io, Bytes>,
+    pressure: Arc<Pressure>,
+    mut windows: Windows,
+) where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let gone = match connection.ping_pong() {
-        Some(pings) => {
-            let mut used = Instant::now();
-            let tick = || {
-                if pressure.streams() > 0 {
-                    used = Instant::now();
-                }
-                used.elapsed() < IDLE_TIMEOUT && !pressure.is_closing()
-            };
-            tokio::select! {
-                _ = &mut connection => None,
-                gone = keepalive(pings, tick) => Some(gone),
+    let Some(pings) = connection.ping_pong() else {
+        return pressure.close();
+    };
+    let mut alive = std::pin::pin!(keepalive(pings, used_within(&pressure, IDLE_TIMEOUT)));
+    let gone = loop {
+        tokio::select! {
+            _ = &mut connection => break None,
+            gone = &mut alive => break Some(gone),
+            window = windows.due() => {
+                windows.changed(window, connection.set_initial_window_size(window).is_ok());
             }
         }
-        None => None,
     };
     // From here on the pool hands out no place; one that was handed out before is honoured.
     pressure.close();
@@ -231,6 +255,6 @@ where
 /// Resolves once there is no stream.
 async fn unused(pressure: &Pressure) {
     while pressure.streams() > 0 {
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

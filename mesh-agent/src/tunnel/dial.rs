@@ -8,7 +8,7 @@ use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::Socket;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{DIAL_TIMEOUT, TunnelError};
+use super::{DIAL_TIMEOUT, PodContext, TunnelError};
 use crate::capture::{Family, Pod};
 
 /// Dials `address` from the pod's namespace. `prepare` is called with the socket before it connects: to bind it, or to announce it.
@@ -16,16 +16,19 @@ use crate::capture::{Family, Pod};
 /// # Errors
 /// When there is no socket, `prepare` fails, or nothing answers within [`DIAL_TIMEOUT`].
 pub async fn dial(
-    pod: &Pod,
+    context: &PodContext,
     address: SocketAddr,
     prepare: impl FnOnce(&Socket) -> io::Result<()>,
 ) -> Result<TcpStream, TunnelError> {
-    let socket = socket(pod, address, prepare).map_err(|e| TunnelError::Socket {
+    let socket = socket(&context.pod, address, prepare).map_err(|e| TunnelError::Socket {
         address,
         why: e.to_string(),
     })?;
     match tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address)).await {
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(stream)) => {
+            context.path.legs.watch(&stream);
+            Ok(stream)
+        }
         Ok(Err(error)) => Err(TunnelError::connect(address, &error)),
         Err(_) => Err(TunnelError::timeout(address, "TCP", DIAL_TIMEOUT)),
     }

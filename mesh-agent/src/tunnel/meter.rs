@@ -1,10 +1,10 @@
 //! How loaded an HTTP/2 connection is: what the peer's windows allow, and whether writing gets anywhere. h2 does not tell, so a thin
-//! layer between TLS and h2 reads along: frame headers, SETTINGS and WINDOW_UPDATE of the connection, nothing else.
+//! layer between TLS and h2 reads along: frame headers, and of the connection SETTINGS, WINDOW_UPDATE and GOAWAY, nothing else.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -35,6 +35,10 @@ pub struct Pressure {
     available: AtomicI64,
     /// The most that `available` has been: the peer's window for the connection.
     window: AtomicI64,
+    /// Bytes written, whatever they are.
+    written: AtomicU64,
+    /// The last of our streams that the peer has processed or may yet, as its GOAWAY says.
+    last_stream: AtomicU32,
 }
 
 impl Default for Pressure {
@@ -49,6 +53,8 @@ impl Default for Pressure {
             stream_window: AtomicI64::new(DEFAULT_WINDOW),
             available: AtomicI64::new(DEFAULT_WINDOW),
             window: AtomicI64::new(DEFAULT_WINDOW),
+            written: AtomicU64::new(0),
+            last_stream: AtomicU32::new(u32::MAX),
         }
     }
 }
@@ -149,6 +155,22 @@ impl Pressure {
         self.available.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// Bytes that have been written to the connection.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer has said GOAWAY and that it has not processed stream `id` of ours, nor will (RFC 9113, 6.8).
+    pub fn disowns(&self, id: u32) -> bool {
+        id > self.last_stream.load(Ordering::Relaxed)
+    }
+
+    /// The peer has said GOAWAY. A later one can only name a lower stream.
+    fn go_away(&self, last_stream: u32) {
+        self.last_stream.fetch_min(last_stream, Ordering::Relaxed);
+        self.close();
+    }
+
     fn credit(&self, bytes: i64) {
         let available = self
             .available
@@ -198,6 +220,8 @@ enum Kind {
     Settings,
     /// WINDOW_UPDATE of the connection.
     WindowUpdate,
+    /// GOAWAY, up to its last stream.
+    GoAway,
     /// Anything else.
     Other,
 }
@@ -208,7 +232,7 @@ impl Kind {
         match self {
             Kind::Header => 9,
             Kind::Settings => 6,
-            Kind::WindowUpdate => 4,
+            Kind::WindowUpdate | Kind::GoAway => 4,
             Kind::Other => 0,
         }
     }
@@ -257,6 +281,7 @@ impl FrameReader {
                 self.kind = match (d, stream) {
                     (4, 0) if e & 1 == 0 => Kind::Settings,
                     (8, 0) => Kind::WindowUpdate,
+                    (7, 0) => Kind::GoAway,
                     _ => Kind::Other,
                 };
             }
@@ -267,6 +292,10 @@ impl FrameReader {
                 }
             }
             Kind::WindowUpdate => pressure.credit(i64::from(u32::from_be_bytes([a & 0x7f, b, c, d]))),
+            Kind::GoAway => {
+                pressure.go_away(u32::from_be_bytes([a & 0x7f, b, c, d]));
+                self.kind = Kind::Other;
+            }
             Kind::Other => {}
         }
     }
@@ -291,6 +320,9 @@ impl<Io> Meter<Io> {
     }
 
     fn note(&self, wrote: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = wrote {
+            self.pressure.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
         self.pressure
             .congested
             .store(wrote.is_pending(), Ordering::Relaxed);
@@ -383,6 +415,29 @@ mod tests {
         assert_eq!(pressure.room(100), Room::None);
         drop(streams);
         assert_eq!(pressure.room(100), Room::Free);
+    }
+
+    #[test]
+    fn a_goaway_disowns_the_streams_above_its_last_and_a_second_one_more_of_them() {
+        let pressure = Pressure::default();
+        let mut reader = FrameReader::default();
+        let goaway = |last: u32| {
+            let mut bytes = vec![0, 0, 12, 7, 0, 0, 0, 0, 0];
+            bytes.extend(last.to_be_bytes());
+            bytes.extend([0, 0, 0, 0]);
+            bytes.extend(b"bye!");
+            bytes
+        };
+        reader.read(&goaway((1 << 31) - 1), &pressure);
+        assert!(pressure.is_closing() && !pressure.disowns((1 << 31) - 1));
+        for byte in goaway(5) {
+            reader.read(&[byte], &pressure);
+        }
+        assert!(!pressure.disowns(5) && pressure.disowns(7));
+        // Cut short by its own length: nothing to believe.
+        reader.read(&[0, 0, 2, 7, 0, 0, 0, 0, 0, 0, 0], &pressure);
+        assert!(!pressure.disowns(5));
+        assert_eq!(reader.kind, Kind::Header);
     }
 
     #[test]

@@ -1,37 +1,39 @@
 //! What carries bytes: dialling from a pod's network namespace, HBONE connections (mutual TLS, HTTP/2 CONNECT) and their pools, and
 //! the loops that copy between sockets and streams. Never decides whether or where a connection may go: its callers have asked `plan`.
 
+mod budget;
 mod carried;
 mod client;
 pub mod copy;
 mod dial;
 mod error;
 pub mod headers;
+mod legs;
 mod meter;
 mod path;
 mod pool;
 mod server;
 mod stream;
 
+pub use budget::{Account, Budget, Hold, OverBudget, Place, PlaceGuard, Usage};
 pub use carried::Carried;
-pub use client::{Connection, OpenStream};
+pub use client::{Connection, OpenStream, Slot, Unprocessed};
 pub use dial::{delivery_source, dial, from_source};
 pub use error::TunnelError;
-pub use meter::{Meter, Pressure};
+pub use legs::Legs;
+pub use meter::{Meter, Pressure, StreamGuard};
 pub use path::{DataPath, Limits, PodContext, Tasks};
 pub use pool::{Pool, PoolKey};
 pub use server::accept_http2;
 pub use stream::AppStream;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Flow-control window of one stream, bytes: what a reader that stalls can make us hold.
-pub const STREAM_WINDOW: u32 = 1 << 20;
-/// Most streams of one connection, in either role. Times [`STREAM_WINDOW`] it is [`CONNECTION_WINDOW`], so that readers that stall,
-/// however many, never use up the connection's window.
+/// Most streams of one connection, in either role. Times the window of a stream it is the connection's window, so that readers that
+/// stall, however many, never use up the connection's window.
 pub const MAX_STREAMS: u32 = 64;
-/// Flow-control window of one connection, bytes.
-pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+/// Window of a stream, bytes, while too much is held for its pod; and what each connection may hold even then.
+pub const MIN_WINDOW: u32 = 64 << 10;
 /// Largest DATA frame that we accept, bytes.
 pub const MAX_FRAME: u32 = 1 << 20;
 /// Largest header list that we accept, bytes (RFC 9113, 6.5.2).
@@ -50,6 +52,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a pooled connection stays without a stream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a connection that a peer dialled stays without a stream. Longer than peers pool theirs, so that it is theirs to end first.
+const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Asks the peer every [`PING_EVERY`] whether it still lives. Returns when it does not answer within [`PING_TIMEOUT`], or when
 /// `tick` (called before each ping) says that the connection is no longer wanted.
@@ -66,6 +70,34 @@ async fn keepalive(mut pings: h2::PingPong, mut tick: impl FnMut() -> bool) -> G
     }
 }
 
+/// For [`keepalive`]: whether the connection is still of use.
+fn used_within(pressure: &Pressure, limit: Duration) -> impl FnMut() -> bool {
+    let mut last = LastUse::new(limit, Instant::now());
+    move || last.is_wanted(pressure.streams(), pressure.is_closing(), Instant::now())
+}
+
+/// When a connection last had a stream.
+#[derive(Debug)]
+struct LastUse {
+    limit: Duration,
+    at: Instant,
+}
+
+impl LastUse {
+    fn new(limit: Duration, now: Instant) -> Self {
+        Self { limit, at: now }
+    }
+
+    /// Whether the connection has streams, or has had one within the limit and may have another.
+    fn is_wanted(&mut self, streams: usize, closing: bool, now: Instant) -> bool {
+        if streams > 0 {
+            self.at = now;
+            return true;
+        }
+        !closing && now.saturating_duration_since(self.at) < self.limit
+    }
+}
+
 /// Why [`keepalive`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gone {
@@ -73,4 +105,26 @@ enum Gone {
     Silent,
     /// Nobody wants the connection.
     Unwanted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_under_an_idle_connection_is_kept_for_thirty_days_and_without_any_for_its_limit() {
+        let start = Instant::now();
+        for limit in [IDLE_TIMEOUT, PEER_IDLE_TIMEOUT] {
+            let mut last = LastUse::new(limit, start);
+            let mut now = start;
+            while now < start + Duration::from_secs(30 * 24 * 3600) {
+                now += PING_EVERY;
+                // Also one that takes no more streams.
+                assert!(last.is_wanted(1, false, now) && last.is_wanted(1, true, now));
+            }
+            assert!(last.is_wanted(0, false, now + limit / 2));
+            assert!(!last.is_wanted(0, true, now + limit / 2));
+            assert!(!last.is_wanted(0, false, now + limit));
+        }
+    }
 }

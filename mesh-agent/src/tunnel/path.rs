@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Pool;
+use super::{Account, Budget, Carried, Legs, Pool};
 use crate::capture::{FlowTable, Pod};
 use crate::identity::Identities;
 use crate::state::SnapshotCell;
@@ -20,8 +20,15 @@ use crate::telemetry::connections::ConnectionLog;
 /// Budgets that keep one pod from using up what all share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of one pod that one worker carries at a time, over all roles. More are reset.
+    /// TCP connections of one pod that one worker carries at a time, over all roles. More are reset.
     pub connections_per_pod: usize,
+    /// Streams that other agents have opened to one pod on one worker. More are answered with 503.
+    pub streams_per_pod: usize,
+    /// Bytes that one worker holds for one pod between its sockets. Above it, each connection holds as little as it can.
+    pub buffered_per_pod: usize,
+    /// Flow-control window of a stream, bytes: what a reader that stalls can make us hold, and what bounds a stream's speed over a
+    /// long way: one window per round trip.
+    pub stream_window: u32,
     /// TLS handshakes towards one pod under way on one worker. More are closed: clients that never finish cost their pod, not others.
     pub handshakes_per_pod: usize,
 }
@@ -30,6 +37,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_per_pod: 32_768,
+            streams_per_pod: 32_768,
+            buffered_per_pod: 64 << 20,
+            stream_window: 4 << 20,
             handshakes_per_pod: 1024,
         }
     }
@@ -48,6 +58,8 @@ pub struct DataPath {
     pub log: Arc<ConnectionLog>,
     /// Budgets.
     pub limits: Limits,
+    /// How TCP connections are watched.
+    pub legs: Legs,
 }
 
 /// Starts tasks; counts those that run and those that panicked.
@@ -125,8 +137,13 @@ pub struct PodContext {
     pub stop: CancellationToken,
     /// Cancelled when the worker drains: no new connections and streams, live ones go on.
     pub drain: CancellationToken,
-    /// The pod's TLS handshakes under way on this worker.
-    pub handshakes: Arc<tokio::sync::Semaphore>,
-    /// The pod's connections on this worker.
-    pub connections: Arc<tokio::sync::Semaphore>,
+    /// What the pod may take of this worker.
+    pub budget: Arc<Budget>,
+}
+
+impl PodContext {
+    /// What `connection` is accounted to.
+    pub fn account(&self, connection: &Carried) -> Arc<Account> {
+        Account::new(&self.budget, connection.counts(), self.path.legs.idle)
+    }
 }

@@ -35,6 +35,17 @@ pub struct PoolKey {
     pub destination: WorkloadUid,
 }
 
+impl PoolKey {
+    /// Whether the destination still is what it was: there, at that address, of that identity, enrolled.
+    pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        snapshot.workload(&self.destination).is_some_and(|workload| {
+            workload.enrolment.is_enrolled()
+                && workload.identity == self.expected
+                && workload.addresses.contains(&self.gateway.ip())
+        })
+    }
+}
+
 /// The connections of one worker.
 #[derive(Debug, Default)]
 pub struct Pool {
@@ -58,8 +69,8 @@ enum Look {
 }
 
 impl Pool {
-    /// A place for a stream: on a connection that can take one, or on a new one. One dial at a time per key; who waits for it shares its
-    /// failure, the next to ask tries again.
+    /// A place for a stream: on a connection that can take one and is none of `refused`, or on a new one. One dial at a time per key; who
+    /// waits for it shares its failure, the next to ask tries again.
     ///
     /// # Errors
     /// See [`TunnelError`].
@@ -67,9 +78,10 @@ impl Pool {
         self: &Arc<Self>,
         context: &Arc<PodContext>,
         key: &PoolKey,
+        refused: &[Arc<Pressure>],
     ) -> Result<Slot, TunnelError> {
         loop {
-            let mut dial = match self.look(context, key)? {
+            let mut dial = match self.look(context, key, refused)? {
                 Look::Slot(slot) => return Ok(slot),
                 Look::Settle(pressure) => {
                     tokio::time::timeout(DIAL_TIMEOUT, pressure.settled())
@@ -97,14 +109,19 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(self: &Arc<Self>, context: &Arc<PodContext>, key: &PoolKey) -> Result<Look, TunnelError> {
+    fn look(
+        self: &Arc<Self>,
+        context: &Arc<PodContext>,
+        key: &PoolKey,
+        refused: &[Arc<Pressure>],
+    ) -> Result<Look, TunnelError> {
         let mut entries = self.entries();
         if context.stop.is_cancelled() {
             return Err(TunnelError::Retired(key.gateway));
         }
         let entry = entries.entry(key.clone()).or_default();
         entry.connections.retain(|c| !c.pressure().is_closing());
-        if let Some(look) = entry.pick() {
+        if let Some(look) = entry.pick(refused) {
             return Ok(look);
         }
         if let Some(dial) = &entry.dial {
@@ -199,13 +216,7 @@ impl Pool {
     /// Drops the connections to workloads that are not what they were: gone, at another address, of another identity, not enrolled.
     /// Their streams may end in their own time.
     pub fn prune(&self, snapshot: &Snapshot) {
-        self.retain(|key| {
-            snapshot.workload(&key.destination).is_some_and(|workload| {
-                workload.enrolment.is_enrolled()
-                    && workload.identity == key.expected
-                    && workload.addresses.contains(&key.gateway.ip())
-            })
-        });
+        self.retain(|key| key.is_current(snapshot));
     }
 
     /// Takes no new streams on any connection.
@@ -225,10 +236,11 @@ impl Pool {
 
 impl Entry {
     /// The connection for the next stream; `None` when another should be dialled.
-    fn pick(&self) -> Option<Look> {
+    fn pick(&self, refused: &[Arc<Pressure>]) -> Option<Look> {
         let mut congested = None;
         let mut unsettled = None;
-        for connection in &self.connections {
+        let fit = |c: &&Arc<Connection>| !refused.iter().any(|refused| Arc::ptr_eq(refused, c.pressure()));
+        for connection in self.connections.iter().filter(fit) {
             match connection.room() {
                 Room::Free => {
                     if let Some(slot) = connection.reserve() {

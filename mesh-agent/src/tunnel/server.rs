@@ -1,6 +1,7 @@
 //! One HBONE connection that we accepted: HTTP/2 as a server.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,11 +9,12 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER,
-    STREAM_WINDOW, keepalive,
+    Budget, DATA_FRAME_BUDGET, Gone, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, PEER_IDLE_TIMEOUT,
+    PING_TIMEOUT, Pressure, SEND_BUFFER, StreamGuard, keepalive, used_within,
 };
 
 /// How long a peer may take for its HTTP/2 preface.
@@ -20,22 +22,26 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams that a peer opened and reset before we looked at them; with more the connection is cut (CVE-2023-44487).
 const PENDING_RESETS: usize = 32;
 
-/// Serves HTTP/2 over `io`: calls `serve` for each stream, and returns when the connection has ended. Once `drain` is cancelled the peer is
-/// told to go away; live streams go on.
+/// Serves HTTP/2 over `io`, with windows as `budget` has them: calls `serve` for each stream, with the guard that says how long the stream
+/// lives, and returns when the connection has ended. Once `drain` is cancelled, or when there has been no stream for
+/// [`PEER_IDLE_TIMEOUT`], the peer is told to go away; live streams go on.
 ///
 /// # Errors
 /// When the peer breaks the protocol, exceeds a limit, goes silent, or just goes.
 pub async fn accept_http2<Io>(
     io: Io,
     drain: CancellationToken,
-    mut serve: impl FnMut(Request<RecvStream>, SendResponse<Bytes>),
+    budget: &Budget,
+    pressure: &Arc<Pressure>,
+    mut serve: impl FnMut(Request<RecvStream>, SendResponse<Bytes>, StreamGuard),
 ) -> Result<(), h2::Error>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
+    let mut windows = budget.windows();
     let handshake = h2::server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(windows.usual())
+        .initial_connection_window_size(windows.usual().saturating_mul(MAX_STREAMS))
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_streams(MAX_STREAMS)
@@ -50,7 +56,9 @@ where
     let Some(pings) = connection.ping_pong() else {
         return Err(h2::Reason::INTERNAL_ERROR.into());
     };
-    let mut alive = std::pin::pin!(keepalive(pings, || true));
+    let mut alive = std::pin::pin!(keepalive(pings, used_within(pressure, PEER_IDLE_TIMEOUT)));
+    // Since when the peer has been told to go for want of streams.
+    let mut leaving = None;
     let mut draining = false;
     loop {
         tokio::select! {
@@ -62,11 +70,26 @@ where
             accepted = poll_fn(|cx| connection.poll_accept(cx)) => match accepted {
                 Some(stream) => {
                     let (request, respond) = stream?;
-                    serve(request, respond);
+                    serve(request, respond, pressure.enter());
                 }
                 None => return Ok(()),
             },
-            _ = &mut alive => return Err(h2::Reason::NO_ERROR.into()),
+            gone = &mut alive, if leaving.is_none() => match gone {
+                Gone::Silent => return Err(h2::Reason::NO_ERROR.into()),
+                Gone::Unwanted => {
+                    connection.graceful_shutdown();
+                    leaving = Some(Instant::now() + PING_TIMEOUT);
+                }
+            },
+            () = sleep_until(leaving.unwrap_or_else(Instant::now)), if leaving.is_some() => {
+                if pressure.streams() == 0 {
+                    return Err(h2::Reason::NO_ERROR.into());
+                }
+                leaving = Some(Instant::now() + PING_TIMEOUT);
+            }
+            window = windows.due() => {
+                windows.changed(window, connection.set_initial_window_size(window).is_ok());
+            }
         }
     }
 }

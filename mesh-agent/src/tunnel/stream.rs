@@ -4,14 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-
-/// Silence after which a peer off the node is asked whether it still lives.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
-/// How often it is asked again; the kernel gives up after its usual number of probes (9).
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 
 /// A TCP connection to an application. Unless [`AppStream::finish`] is called, dropping it resets the connection: whatever went wrong
 /// (a refusal, an abort on the other side, a cancelled task, a panic), the application never mistakes it for an orderly end.
@@ -46,17 +41,6 @@ impl AppStream {
             canonical(self.tcp.peer_addr()?),
             canonical(self.tcp.local_addr()?),
         ))
-    }
-
-    /// Has the kernel find out when the other end is gone without a word. For connections that leave the node: the application's own
-    /// keepalive ends at our socket.
-    pub fn watch_peer(self) -> Self {
-        let keepalive = TcpKeepalive::new()
-            .with_time(KEEPALIVE_AFTER)
-            .with_interval(KEEPALIVE_EVERY);
-        // Fails only when the connection is gone.
-        let _ = SockRef::from(&self.tcp).set_tcp_keepalive(&keepalive);
-        self
     }
 
     /// Closes the connection in order: both directions have ended.

@@ -9,7 +9,7 @@ use mesh_common::{HBONE_PORT, Role};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::capture::Listener;
-use crate::tunnel::{AppStream, PodContext};
+use crate::tunnel::{AppStream, Place, PodContext};
 use crate::{inbound, outbound};
 
 /// First and longest pause after an accept that failed for want of something.
@@ -65,15 +65,22 @@ fn is_passing(error: &io::Error) -> bool {
 
 /// Gives a connection its task, within the pod's budget.
 fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream, client: SocketAddr) {
-    let Ok(place) = Arc::clone(&context.connections).try_acquire_owned() else {
-        if role == Role::Outbound {
-            outbound::forget(context, &tcp, client);
+    let place = match context.budget.take(Place::Connection) {
+        Ok(place) => place,
+        Err(over) => {
+            // Ever more rarely: a flood of connections is not to be one of lines.
+            if over.refused.is_power_of_two() {
+                tracing::warn!(pod = %context.pod.uid, ?role, limit = over.limit, refused = over.refused,
+                    "the pod's connection budget on this worker is used up: reset");
+            }
+            if role == Role::Outbound {
+                outbound::forget(context, &tcp, client);
+            }
+            drop(AppStream::new(tcp));
+            return;
         }
-        tracing::warn!(pod = %context.pod.uid, ?role, limit = context.path.limits.connections_per_pod,
-            "the pod's connection budget on this worker is used up: reset");
-        drop(AppStream::new(tcp));
-        return;
     };
+    context.path.legs.watch(&tcp);
     // Fails only when the connection is gone, which its task finds out.
     let _ = tcp.set_nodelay(true);
     let for_task = Arc::clone(context);

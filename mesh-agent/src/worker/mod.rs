@@ -3,7 +3,7 @@
 
 mod accept;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 use mesh_common::MAX_WORKERS;
 use mesh_core::model::WorkloadUid;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Listener, Pod, PodServer};
-use crate::tunnel::{PodContext, Pool, Tasks};
+use crate::tunnel::{Budget, PodContext, Pool, Tasks};
 
-pub use crate::tunnel::{DataPath, Limits};
+pub use crate::tunnel::{DataPath, Legs, Limits, Place, Usage};
 
 /// The workers of the agent.
 pub struct Workers {
@@ -88,6 +87,18 @@ impl Workers {
         self.workers.iter().enumerate().map(status).collect()
     }
 
+    /// What each pod takes of the workers, over all of them.
+    pub fn usage(&self) -> BTreeMap<WorkloadUid, Usage> {
+        let mut all = BTreeMap::new();
+        for worker in &self.workers {
+            for (uid, context) in worker.pods().iter() {
+                let sum: &mut Usage = all.entry(uid.clone()).or_default();
+                *sum = sum.plus(context.budget.usage());
+            }
+        }
+        all
+    }
+
     /// Ends the workers: accepts nothing more, tells peers to go away, lets live connections end within `drain`, then resets the rest.
     pub async fn shutdown(&self, drain: Duration) {
         self.drain.cancel();
@@ -150,10 +161,6 @@ impl PodServer for Workers {
     }
 }
 
-fn budget(limit: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -206,8 +213,7 @@ impl Worker {
             tasks: self.tasks.clone(),
             stop: CancellationToken::new(),
             drain: drain.clone(),
-            handshakes: budget(path.limits.handshakes_per_pod),
-            connections: budget(path.limits.connections_per_pod),
+            budget: Budget::new(path.limits),
         });
         pods.insert(pod.uid.clone(), Arc::clone(&context));
         context

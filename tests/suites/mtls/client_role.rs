@@ -288,6 +288,40 @@ fn a_goaway_and_a_stream_limit_cost_no_connection() -> Result<()> {
 }
 
 #[test]
+fn a_stream_that_the_peer_did_not_process_costs_no_connection() -> Result<()> {
+    let scene = scene()?;
+    for (n, refuse) in ["goaway", "stream"].into_iter().enumerate() {
+        let args = ["--refuse", refuse, "--answer-delay", "0.2"];
+        let peer = PeerServer::start(&scene.far, &far_leaf(&scene)?, &args)?;
+        assert_ping(&scene)?;
+        let refused = &peer.wait_events("refused", 1)?[0];
+        assert_eq!(
+            refused["early"], "ping\n",
+            "the client's data was there: {refused}"
+        );
+        let streams = peer.wait_events("stream", 2)?;
+        assert_ne!(
+            streams[0]["connection"], streams[1]["connection"],
+            "{refuse}: not on the same connection"
+        );
+        let metrics = scene.a1.metrics()?;
+        assert_eq!(
+            metrics.sum("mesh_agent_stream_retries_total", &[]),
+            (n + 1) as f64,
+            "{refuse}: {}",
+            metrics.show("mesh_agent_stream_retries_total")
+        );
+    }
+    // A connection that ends without a word may have been processed: it is reset, and its data is not seen twice.
+    let args = ["--refuse", "close", "--answer-delay", "0.2"];
+    let peer = PeerServer::start(&scene.far, &far_leaf(&scene)?, &args)?;
+    let report = scene.client.connect(WEB4, 80, "await", &[])?;
+    assert_eq!(report.end, "reset", "{report:?}");
+    assert_eq!(peer.events("stream").len(), 1, "{:?}", peer.events("stream"));
+    Ok(())
+}
+
+#[test]
 fn more_connections_than_the_peers_stream_limit_are_carried_by_more_tunnels() -> Result<()> {
     let scene = scene()?;
     let peer = PeerServer::start(&scene.far, &far_leaf(&scene)?, &["--max-streams", "10"])?;

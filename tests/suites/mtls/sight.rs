@@ -177,3 +177,55 @@ fn the_admin_socket_is_for_root_alone_and_keys_are_not_in_the_logs() -> Result<(
     assert!(!scene.logs().contains("PRIVATE KEY"));
     Ok(())
 }
+
+#[test]
+fn idle_connections_end_and_budgets_refuse_as_the_settings_say_and_both_are_shown() -> Result<()> {
+    let scene = Scene::with("g", true, |agent| {
+        agent.arg("--idle-timeout", "1500ms").arg("--budget-streams", "3")
+    })?;
+    let _far = App::serve(&scene.far, "echo", 8080, &[])?;
+    let report = scene.client.connect(WEB4, 80, "await", &[])?;
+    assert_eq!(
+        (report.text.as_str(), report.end.as_str()),
+        ("ping\n", "reset"),
+        "{report:?}\n{}",
+        scene.logs()
+    );
+    wait_for("the flag in log and metrics", Duration::from_secs(5), || {
+        ensure!(
+            scene.agents().any(|agent| agent.log().contains("IDLE_TIMEOUT")),
+            "{}",
+            scene.logs()
+        );
+        let mut counted = 0.0;
+        for agent in scene.agents() {
+            let labels = [("flag", "IDLE_TIMEOUT"), ("reason", "idle_timeout")];
+            counted += agent
+                .metrics()?
+                .sum("mesh_agent_connection_failures_total", &labels);
+        }
+        ensure!(counted > 0.0, "not counted");
+        Ok(())
+    })?;
+    // Twenty at a time are more than a budget of three on each worker.
+    scene
+        .client
+        .connect(WEB4, 80, "idle", &["--count", "20", "--seconds", "0.5"])?;
+    wait_for("the refusals", Duration::from_secs(5), || {
+        let metrics = scene.a2().metrics()?;
+        let refused = metrics.sum("mesh_agent_budget_refusals_total", &[("budget", "stream")]);
+        ensure!(refused > 0.0, "{}", metrics.show("mesh_agent_budget"));
+        let shown = scene.a2().meshctl(&["workloads"])?;
+        let far = shown["workloads"]
+            .as_array()
+            .and_then(|all| all.iter().find(|w| w["name"] == "far"))
+            .context("far")?;
+        ensure!(
+            far["usage"]["refused"]["stream"].as_u64() == Some(refused as u64),
+            "{far:#}"
+        );
+        let text = scene.a2().meshctl_text(&["workloads"])?.stdout;
+        ensure!(text.contains("its stream budget has refused"), "{text}");
+        Ok(())
+    })
+}

@@ -40,7 +40,8 @@ fn a_connection_is_shown_with_both_parties() {
             "requested": "198.18.9.9:80",
             "service": "payment.shop.svc.cluster.local",
             "received_bytes": 10,
-            "sent_bytes": 2000
+            "sent_bytes": 2000,
+            "held_bytes": 0
         })
     );
 }
@@ -100,7 +101,7 @@ fn the_status_document_keeps_its_shape() {
             "ready": false, "not_ready": [],
             "snapshot": {"version": 0, "age_seconds": 0, "workloads": 0, "services": 0},
             "pods": {"enrolled": 0, "captured": 0, "failed": 0},
-            "connections": {"live": 0, "opened": 0},
+            "connections": {"live": 0, "opened": 0, "retried": 0},
             "certificates": {"valid": 0, "missing": 0, "next_expiry": null},
             "rejections": 0
         })

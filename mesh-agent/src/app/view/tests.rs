@@ -71,7 +71,12 @@ fn certificate_status(state: identity::CertificateState, error: Option<&str>) ->
 
 #[test]
 fn workloads_show_enrolment_capture_and_mode_by_name() {
-    let shown = workloads(&snapshot(), &states(capture::CaptureState::Captured)).workloads;
+    let shown = workloads(
+        &snapshot(),
+        &states(capture::CaptureState::Captured),
+        &BTreeMap::new(),
+    )
+    .workloads;
     let brief: Vec<_> = shown
         .iter()
         .map(|w| (w.name.as_str(), w.local, w.enrolment, w.capture))
@@ -95,7 +100,7 @@ fn workloads_show_enrolment_capture_and_mode_by_name() {
 #[test]
 fn a_pod_that_is_refused_counts_as_failed_and_says_why() {
     let states = states(capture::CaptureState::Refused("it forwards packets".into()));
-    let shown = workloads(&snapshot(), &states).workloads;
+    let shown = workloads(&snapshot(), &states, &BTreeMap::new()).workloads;
     assert_eq!(shown[0].capture, CaptureState::Failed);
     assert_eq!(shown[0].capture_reason.as_deref(), Some("it forwards packets"));
     let counts = pod_counts(&snapshot(), &states);

@@ -37,6 +37,7 @@ fn connection() -> ConnectionEntry {
         age_seconds: 3725.5,
         received_bytes: 1536,
         sent_bytes: 5 << 30,
+        held_bytes: 0,
     }
 }
 
@@ -54,6 +55,7 @@ fn workload_entry(name: &str) -> WorkloadEntry {
         capture_reason: None,
         mtls: "PERMISSIVE".into(),
         mtls_policy: None,
+        usage: None,
     }
 }
 

@@ -15,6 +15,11 @@ fn readings() -> Readings {
             capacity: 65536,
         }],
         events: vec![("connect_captured", 9)],
+        budgets: vec![BudgetReading {
+            workload: "shop/order/u1".into(),
+            taken: vec![("stream", 3), ("bytes", 4096)],
+            refused: vec![("stream", 2)],
+        }],
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::RecvStream;
 
 use super::{App, CopyError, Turn};
-use crate::telemetry::connections::ByteCounts;
+use crate::tunnel::{Account, Hold};
 
 /// Most slices of one write.
 const SLICES: usize = 32;
@@ -21,10 +22,10 @@ const SMALL: usize = 4 << 10;
 /// Carries what comes through the tunnel until the peer ends its direction.
 ///
 /// Frames are taken out of h2 as they come, also while the application does not read: left there, small ones would use up a budget that
-/// all streams of the connection share. Window is given back only for what the application has taken, so that [`super::super::STREAM_WINDOW`]
+/// all streams of the connection share. Window is given back only for what the application has taken, so that the stream's window
 /// bounds what is held here.
-pub(super) async fn run(app: App<'_>, mut recv: RecvStream, counts: &ByteCounts) -> Result<(), CopyError> {
-    let mut held = Held::default();
+pub(super) async fn run(app: App<'_>, mut recv: RecvStream, account: &Arc<Account>) -> Result<(), CopyError> {
+    let mut held = Held::new(account);
     let mut turn = Turn::default();
     loop {
         if held.is_empty() {
@@ -41,7 +42,7 @@ pub(super) async fn run(app: App<'_>, mut recv: RecvStream, counts: &ByteCounts)
             Ok(written) => {
                 // Fails only for a stream that is closed, whose window nobody needs.
                 let _ = recv.flow_control().release_capacity(written);
-                app.side.other().count_from(counts, written);
+                app.side.other().count_from(&account.counts, written);
                 turn.took(written).await;
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => held.wait_either(app, &mut recv).await?,
@@ -51,8 +52,9 @@ pub(super) async fn run(app: App<'_>, mut recv: RecvStream, counts: &ByteCounts)
 }
 
 /// What has come and is not written yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Held {
+    hold: Hold,
     chunks: VecDeque<Bytes>,
     /// Small frames, copied together; behind `chunks`.
     tail: BytesMut,
@@ -61,6 +63,16 @@ struct Held {
 }
 
 impl Held {
+    fn new(account: &Arc<Account>) -> Self {
+        Self {
+            hold: account.hold(0),
+            chunks: VecDeque::new(),
+            tail: BytesMut::new(),
+            len: 0,
+            ended: false,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -107,6 +119,7 @@ impl Held {
 
     fn push(&mut self, data: Bytes) {
         self.len += data.len();
+        self.hold.set(self.len);
         if data.len() < SMALL && !self.is_alone(&data) {
             self.tail.extend_from_slice(&data);
         } else if !data.is_empty() {
@@ -148,6 +161,7 @@ impl Held {
 
     fn advance(&mut self, mut written: usize) {
         self.len = self.len.saturating_sub(written);
+        self.hold.set(self.len);
         while let Some(front) = self.chunks.front_mut() {
             if written < front.len() {
                 front.advance(written);

@@ -4,24 +4,30 @@
 //! Both directions of a connection run in one future. Idle ones hold no buffer. A direction yields after [`YIELD_AFTER`] bytes.
 
 mod downlink;
+mod early;
+mod idle;
 mod uplink;
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
+use http::StatusCode;
 use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 
-use super::{AppStream, Pressure};
+pub use early::{EARLY_LIMIT, Early};
+
+use super::{Account, AppStream, OpenStream, Pressure};
 use crate::telemetry::connections::{ByteCounts, ResponseFlag};
 
 /// Bytes after which a direction lets others run.
@@ -44,6 +50,9 @@ pub enum CopyError {
     /// The tunnel's connection failed.
     #[error("the tunnel broke: {0} (did the other agent, its node or its network go away?)")]
     TunnelBroken(String),
+    /// Nothing was carried for as long as the setting allows.
+    #[error("no byte in either direction for {0:?}, the idle timeout that is set")]
+    Idle(Duration),
     /// The other agent did not open the stream.
     #[error("the destination's agent refused with status {status}: {hint}")]
     Refused {
@@ -60,6 +69,7 @@ impl CopyError {
         match self {
             CopyError::Refused { status: 503, .. } => ResponseFlag::Connect,
             CopyError::Refused { .. } => ResponseFlag::Deny,
+            CopyError::Idle(_) => ResponseFlag::IdleTimeout,
             _ => ResponseFlag::Reset,
         }
     }
@@ -75,6 +85,7 @@ impl CopyError {
             } => "server_reset",
             CopyError::StreamReset(_) => "stream_reset",
             CopyError::TunnelBroken(_) => "tunnel_broken",
+            CopyError::Idle(_) => "idle_timeout",
             CopyError::Refused { status: 400, .. } => "refused_400",
             CopyError::Refused { status: 401, .. } => "refused_401",
             CopyError::Refused { status: 503, .. } => "refused_503",
@@ -193,8 +204,50 @@ pub async fn aborted(app: &AppStream, side: Side) -> CopyError {
     App { tcp: app.tcp(), side }.aborted().await
 }
 
-/// Carries `app` over a stream until both directions have ended. `side` is the application behind `app`; `opened` yields the
-/// receiving half, as soon as the other agent has accepted (for an accepted stream: at once).
+/// Waits for the other agent's answer to `stream`, and meanwhile carries what the client has sent. That stays in `early` until the 200:
+/// a stream that failed before it may be followed by another, which gets everything from the start.
+///
+/// # Errors
+/// See [`CopyError`]; the stream is reset then, the application is left as it is.
+pub async fn answered(
+    app: &mut AppStream,
+    stream: &mut OpenStream,
+    early: &mut Early,
+    account: &Arc<Account>,
+) -> Result<RecvStream, CopyError> {
+    early.rewind();
+    let outcome = {
+        let (mut from, to) = app.split();
+        let end = App::client(to.as_ref());
+        let OpenStream {
+            response,
+            send,
+            pressure,
+            ..
+        } = stream;
+        tokio::select! {
+            biased;
+            response = response => match response {
+                Ok(response) if response.status() == StatusCode::OK => Ok(response.into_body()),
+                Ok(response) => Err(CopyError::refused(response.status().as_u16())),
+                Err(error) => Err(error.into()),
+            },
+            error = end.aborted() => Err(error),
+            error = idle::idle(account) => Err(error),
+            fed = early.feed(end, &mut from, send, pressure, account) => match fed {
+                Ok(never) => match never {},
+                Err(error) => Err(error),
+            },
+        }
+    };
+    if outcome.is_err() {
+        stream.send.send_reset(h2::Reason::CANCEL);
+    }
+    outcome
+}
+
+/// Carries `app` over an accepted stream until both directions have ended. `side` is the application behind `app`, and `early` what it has
+/// sent before.
 ///
 /// On success `app` is closed in order; on failure it is reset, and so is the stream.
 ///
@@ -203,10 +256,10 @@ pub async fn aborted(app: &AppStream, side: Side) -> CopyError {
 pub async fn carry(
     mut app: AppStream,
     side: Side,
-    mut send: SendStream<Bytes>,
-    opened: impl Future<Output = Result<RecvStream, CopyError>>,
+    early: Early,
+    (mut send, recv): (SendStream<Bytes>, RecvStream),
     pressure: &Arc<Pressure>,
-    counts: &ByteCounts,
+    account: &Arc<Account>,
 ) -> Result<(), CopyError> {
     let outcome = {
         let (mut from, to) = app.split();
@@ -215,14 +268,16 @@ pub async fn carry(
             side,
         };
         let both = async {
-            tokio::try_join!(uplink::run(end, &mut from, &mut send, pressure, counts), async {
-                downlink::run(end, opened.await?, counts).await
-            },)
+            tokio::try_join!(
+                uplink::run(end, &mut from, early, &mut send, pressure, account),
+                downlink::run(end, recv, account),
+            )
         };
         tokio::select! {
             biased;
             outcome = both => outcome.map(|_| ()),
             error = end.aborted() => Err(error),
+            error = idle::idle(account) => Err(error),
         }
     };
     match outcome {
@@ -246,7 +301,7 @@ pub async fn carry(
 pub async fn splice(
     mut client: AppStream,
     mut server: AppStream,
-    counts: &ByteCounts,
+    account: &Arc<Account>,
 ) -> Result<(), CopyError> {
     {
         let (mut from_client, to_client) = client.split();
@@ -254,8 +309,8 @@ pub async fn splice(
         let (near, far) = (App::client(to_client.as_ref()), App::server(to_server.as_ref()));
         let both = async {
             tokio::try_join!(
-                pump(near, &mut from_client, far, counts),
-                pump(far, &mut from_server, near, counts),
+                pump(near, &mut from_client, far, account),
+                pump(far, &mut from_server, near, account),
             )
         };
         tokio::select! {
@@ -263,6 +318,7 @@ pub async fn splice(
             outcome = both => outcome.map(|_| ()),
             error = near.aborted() => Err(error),
             error = far.aborted() => Err(error),
+            error = idle::idle(account) => Err(error),
         }?;
     }
     client.finish();
@@ -275,7 +331,7 @@ async fn pump(
     from: App<'_>,
     read: &mut ReadHalf<'_>,
     to: App<'_>,
-    counts: &ByteCounts,
+    account: &Arc<Account>,
 ) -> Result<(), CopyError> {
     let mut turn = Turn::default();
     loop {
@@ -284,8 +340,11 @@ async fn pump(
         if relayed.read == 0 {
             return to.end();
         }
-        write_all(to, &relayed.rest).await?;
-        from.side.count_from(counts, relayed.read);
+        if !relayed.rest.is_empty() {
+            let _held = account.hold(relayed.rest.capacity());
+            write_all(to, &relayed.rest).await?;
+        }
+        from.side.count_from(&account.counts, relayed.read);
         turn.took(relayed.read).await;
     }
 }

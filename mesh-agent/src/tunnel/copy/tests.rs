@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::tunnel::accept_http2;
 use crate::tunnel::client::{Connection, OpenStream};
+use crate::tunnel::{Budget, Limits, MIN_WINDOW, Place, accept_http2};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -43,6 +43,18 @@ async fn tcp_pair_with(socket: TcpSocket) -> (TcpStream, AppStream) {
     (app, AppStream::new(ours))
 }
 
+/// Windows of 1 MiB, for tests that let readers stall.
+fn windows() -> Limits {
+    Limits {
+        stream_window: 1 << 20,
+        ..Limits::default()
+    }
+}
+
+fn account(idle: Option<Duration>) -> Arc<Account> {
+    Account::new(&Budget::new(windows()), &Arc::default(), idle)
+}
+
 type Accepted = (Request<RecvStream>, h2::server::SendResponse<Bytes>);
 
 /// An HTTP/2 connection between two agents, without TLS.
@@ -54,16 +66,23 @@ struct Tunnel {
 
 impl Tunnel {
     async fn new() -> Self {
+        Self::with(&Budget::new(windows()), &Budget::new(windows())).await
+    }
+
+    /// A tunnel between pods with these budgets.
+    async fn with(client: &Arc<Budget>, server: &Arc<Budget>) -> Self {
+        let server_budget = Arc::clone(server);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (io, _) = listener.accept().await.unwrap();
         let (told, accepted) = mpsc::unbounded_channel();
         let server = tokio::spawn(async move {
-            let serve = |request, respond| drop(told.send((request, respond)));
-            let _ = accept_http2(io, CancellationToken::new(), serve).await;
+            let serve = |request, respond, _| drop(told.send((request, respond)));
+            let pressure = Arc::default();
+            let _ = accept_http2(io, CancellationToken::new(), &server_budget, &pressure, serve).await;
         });
         let peer = "spiffe://td/ns/a/sa/b".parse().unwrap();
-        let (connection, driver) = Connection::over(dialled, peer).await.unwrap();
+        let (connection, driver) = Connection::over(dialled, peer, client).await.unwrap();
         soon(async {
             let driver = tokio::spawn(driver);
             connection.pressure().settled().await;
@@ -102,22 +121,39 @@ struct Way {
     far_counts: Arc<ByteCounts>,
 }
 
+/// What the outbound side does with an open stream.
+async fn over_stream(
+    mut app: AppStream,
+    mut stream: OpenStream,
+    account: &Arc<Account>,
+) -> Result<(), CopyError> {
+    let mut early = Early::default();
+    let recv = answered(&mut app, &mut stream, &mut early, account).await?;
+    let pressure = Arc::clone(&stream.pressure);
+    carry(app, Side::Client, early, (stream.send, recv), &pressure, account).await
+}
+
 async fn way(tunnel: &mut Tunnel) -> Way {
     let (client, near_app) = tcp_pair().await;
     let (server, far_app) = tcp_pair().await;
     let (near_counts, far_counts) = (Arc::<ByteCounts>::default(), Arc::<ByteCounts>::default());
     let stream = tunnel.open().await;
-    let counts = Arc::clone(&near_counts);
-    let near = tokio::spawn(async move {
-        let (send, opened, pressure, _place) = stream.split();
-        carry(near_app, Side::Client, send, opened, &pressure, &counts).await
-    });
+    let account = Account::new(&Budget::new(windows()), &near_counts, None);
+    let near = tokio::spawn(async move { over_stream(near_app, stream, &account).await });
     let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
-    let counts = Arc::clone(&far_counts);
+    let account = Account::new(&Budget::new(windows()), &far_counts, None);
     let far = tokio::spawn(async move {
         let send = respond.send_response(Response::new(()), false).unwrap();
-        let opened = std::future::ready(Ok(request.into_body()));
-        carry(far_app, Side::Server, send, opened, &Arc::default(), &counts).await
+        let streams = (send, request.into_body());
+        carry(
+            far_app,
+            Side::Server,
+            Early::default(),
+            streams,
+            &Arc::default(),
+            &account,
+        )
+        .await
     });
     Way {
         client,
@@ -133,7 +169,7 @@ async fn way(tunnel: &mut Tunnel) -> Way {
 async fn spliced() -> (TcpStream, TcpStream, Outcome) {
     let (client, client_app) = tcp_pair().await;
     let (server, server_app) = tcp_pair().await;
-    let outcome = tokio::spawn(async move { splice(client_app, server_app, &ByteCounts::default()).await });
+    let outcome = tokio::spawn(async move { splice(client_app, server_app, &account(None)).await });
     (client, server, outcome)
 }
 
@@ -345,10 +381,7 @@ async fn a_refusing_status_resets_the_client_and_is_named() {
     ] {
         let (mut client, app) = tcp_pair().await;
         let stream = tunnel.open().await;
-        let near = tokio::spawn(async move {
-            let (send, opened, pressure, _place) = stream.split();
-            carry(app, Side::Client, send, opened, &pressure, &ByteCounts::default()).await
-        });
+        let near = tokio::spawn(async move { over_stream(app, stream, &account(None)).await });
         client.write_all(b"sent before the answer").await.unwrap();
         let (_request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
         let mut response = Response::new(());
@@ -364,15 +397,43 @@ async fn data_follows_the_connect_without_waiting_for_the_answer() {
     let mut tunnel = Tunnel::new().await;
     let (mut client, app) = tcp_pair().await;
     let stream = tunnel.open().await;
-    let near = tokio::spawn(async move {
-        let (send, opened, pressure, _place) = stream.split();
-        carry(app, Side::Client, send, opened, &pressure, &ByteCounts::default()).await
-    });
+    let near = tokio::spawn(async move { over_stream(app, stream, &account(None)).await });
     client.write_all(b"early").await.unwrap();
     let (request, _respond) = soon(tunnel.accepted.recv()).await.unwrap();
     let data = soon(request.into_body().data()).await.unwrap().unwrap();
     assert_eq!(data, "early");
     near.abort();
+}
+
+#[tokio::test]
+async fn a_stream_of_which_nothing_was_written_is_known_not_to_have_been_processed() {
+    for driven in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let peer = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let (connection, driver) = Connection::over(dialled, peer, &Budget::new(windows()))
+            .await
+            .unwrap();
+        let request = Request::connect("198.18.0.1:80").body(()).unwrap();
+        let slot = Arc::new(connection).reserve().unwrap();
+        let mut stream = soon(slot.open(request)).await.unwrap();
+        let (_client, mut app) = tcp_pair().await;
+        let mut driver = tokio::spawn(driver);
+        if driven {
+            // The request leaves; what became of it, nobody knows.
+            let _ = tokio::time::timeout(Duration::from_millis(100), &mut driver).await;
+        } else {
+            driver.abort();
+        }
+        drop(far);
+        let mut early = Early::default();
+        let error = soon(answered(&mut app, &mut stream, &mut early, &account(None)))
+            .await
+            .unwrap_err();
+        let expected = (!driven).then_some(crate::tunnel::Unprocessed::Unwritten);
+        assert_eq!(stream.unprocessed(&error), expected, "{error}");
+    }
 }
 
 #[tokio::test]
@@ -405,14 +466,13 @@ async fn four_hundred_thousand_tiny_unread_frames_cost_nobody_the_connection() {
     let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
     let far = tokio::spawn(async move {
         let send = respond.send_response(Response::new(()), false).unwrap();
-        let opened = std::future::ready(Ok(request.into_body()));
         carry(
             far_app,
             Side::Server,
-            send,
-            opened,
+            Early::default(),
+            (send, request.into_body()),
             &Arc::default(),
-            &ByteCounts::default(),
+            &account(None),
         )
         .await
     });
@@ -437,4 +497,90 @@ async fn a_cancelled_copy_resets_its_application() {
     way.near.abort();
     assert_reset(&mut way.client).await;
     assert_reset(&mut way.server).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_ends_when_a_limit_is_set_also_half_closed_and_else_it_does_not() {
+    let limit = Duration::from_millis(200);
+    for half_closed in [false, true] {
+        let mut tunnel = Tunnel::new().await;
+        let without = way(&mut tunnel).await;
+        let (mut client, app) = tcp_pair().await;
+        let stream = tunnel.open().await;
+        let near = tokio::spawn(async move { over_stream(app, stream, &account(Some(limit))).await });
+        let (_request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
+        let _send = respond.send_response(Response::new(()), false).unwrap();
+        if half_closed {
+            client.shutdown().await.unwrap();
+        }
+        let error = soon(near).await.unwrap().unwrap_err();
+        assert_eq!(
+            (error.reason(), error.flag()),
+            ("idle_timeout", ResponseFlag::IdleTimeout)
+        );
+        assert_reset(&mut client).await;
+        let (mut client, client_app) = tcp_pair().await;
+        let (mut server, server_app) = tcp_pair().await;
+        let spliced =
+            tokio::spawn(async move { splice(client_app, server_app, &account(Some(limit))).await });
+        if half_closed {
+            client.shutdown().await.unwrap();
+            assert_eq!(soon(server.read(&mut [0])).await.unwrap(), 0);
+        }
+        assert_eq!(soon(spliced).await.unwrap().unwrap_err().reason(), "idle_timeout");
+        assert_reset(&mut client).await;
+        exchange(without.client, without.server).await;
+        soon(without.near).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pod_over_its_bytes_holds_little_more_and_its_other_streams_go_on() {
+    let limits = Limits {
+        buffered_per_pod: 4 << 20,
+        ..windows()
+    };
+    let (near, far) = (Budget::new(limits), Budget::new(limits));
+    let mut tunnel = Tunnel::with(&near, &far).await;
+    let mut stalled = Vec::new();
+    // One by one, as a peer that heeds SETTINGS would open them: 40 MiB would be held without a budget.
+    for _ in 0..40 {
+        let (client, near_app) = tcp_pair().await;
+        let (server, far_app) = tcp_pair().await;
+        let stream = tunnel.open().await;
+        let account = Account::new(&near, &Arc::default(), None);
+        tokio::spawn(async move { over_stream(near_app, stream, &account).await });
+        let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
+        let account = Account::new(&far, &Arc::default(), None);
+        tokio::spawn(async move {
+            let send = respond.send_response(Response::new(()), false).unwrap();
+            let streams = (send, request.into_body());
+            let early = Early::default();
+            carry(far_app, Side::Server, early, streams, &Arc::default(), &account).await
+        });
+        let mut writer = client;
+        let chunk = vec![1; 64 << 10];
+        let pause = Duration::from_millis(100);
+        while tokio::time::timeout(pause, writer.write_all(&chunk))
+            .await
+            .is_ok()
+        {}
+        stalled.push((writer, server));
+    }
+    assert!(far.is_tight());
+    let held = far.usage().held();
+    let most = limits.buffered_per_pod + (1 << 20) + 40 * 2 * MIN_WINDOW as usize;
+    assert!(held <= most, "{held} bytes are held, at most {most} should be");
+    assert!(near.usage().held() <= most, "{:?}", near.usage());
+    let way = way(&mut tunnel).await;
+    exchange(way.client, way.server).await;
+    // Once the readers go on, everything is released.
+    drop(stalled);
+    let released = async {
+        while far.usage().held() + near.usage().held() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(released).await;
+    assert!(!far.is_tight() && far.take(Place::Stream).is_ok());
 }

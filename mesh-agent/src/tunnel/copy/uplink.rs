@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::SendStream;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::tcp::ReadHalf;
 
-use super::{App, CopyError, Turn};
-use crate::telemetry::connections::ByteCounts;
-use crate::tunnel::Pressure;
+use super::{App, CopyError, Early, Turn};
+use crate::tunnel::{Account, Pressure};
 
 /// Size of a worker's scratch buffer, bytes: what one read takes at most unless a connection moves bulk data.
 const SCRATCH: usize = 64 << 10;
@@ -37,24 +36,31 @@ pub(super) fn with_scratch<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
     })
 }
 
-/// Carries what the application sends until it ends its direction.
+/// Carries what the application sends until it ends its direction; first what is left of `early`.
 pub(super) async fn run(
     app: App<'_>,
     from: &mut ReadHalf<'_>,
+    mut early: Early,
     send: &mut SendStream<Bytes>,
     pressure: &Arc<Pressure>,
-    counts: &ByteCounts,
+    account: &Arc<Account>,
 ) -> Result<(), CopyError> {
+    early.send(send, pressure).await?;
+    if early.is_over() {
+        return Ok(());
+    }
+    drop(early);
     let mut turn = Turn::default();
     let mut reader = Reader { bulk: false };
     loop {
-        let data = next(app, &mut reader, from, send).await?;
+        account.room().await;
+        let data = next(app, &mut reader, from, send, account).await?;
         if data.is_empty() {
             return Ok(send.send_data(data, true)?);
         }
         let bytes = data.len();
         send_all(data, send, pressure).await?;
-        app.side.count_from(counts, bytes);
+        app.side.count_from(&account.counts, bytes);
         turn.took(bytes).await;
     }
 }
@@ -65,9 +71,10 @@ async fn next(
     reader: &mut Reader,
     from: &mut ReadHalf<'_>,
     send: &mut SendStream<Bytes>,
+    account: &Arc<Account>,
 ) -> Result<Bytes, CopyError> {
     poll_fn(|cx| {
-        if let Poll::Ready(read) = reader.poll_read(from, cx) {
+        if let Poll::Ready(read) = reader.poll_read(from, account, cx) {
             return Poll::Ready(read.map_err(|e| app.failed(e)));
         }
         match ready!(send.poll_reset(cx)) {
@@ -95,7 +102,7 @@ async fn send_all(
 }
 
 /// Waits until the peer takes up to `want` bytes more; how many. A long wait is told to the connection's pool.
-async fn capacity(
+pub(super) async fn capacity(
     send: &mut SendStream<Bytes>,
     want: usize,
     pressure: &Arc<Pressure>,
@@ -147,30 +154,43 @@ struct Reader {
 }
 
 impl Reader {
-    fn poll_read(&mut self, from: &mut ReadHalf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        let outcome = if self.bulk {
-            read_own(from, cx)
+    fn poll_read(
+        &mut self,
+        from: &mut ReadHalf<'_>,
+        account: &Arc<Account>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Bytes>> {
+        let outcome = if self.bulk && !account.is_tight() {
+            read_own(from, account, cx)
         } else {
-            read_scratch(from, cx)
+            read_scratch(from, account, cx)
         };
         self.bulk = matches!(&outcome, Poll::Ready(Ok(data)) if data.len() >= SCRATCH);
         outcome
     }
 }
 
-fn read_scratch(from: &mut ReadHalf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+fn read_scratch(
+    from: &mut ReadHalf<'_>,
+    account: &Arc<Account>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Bytes>> {
     with_scratch(|scratch| {
         let mut buffer = ReadBuf::new(scratch);
         ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
-        Poll::Ready(Ok(Bytes::copy_from_slice(buffer.filled())))
+        Poll::Ready(Ok(account.sending(buffer.filled().to_vec())))
     })
 }
 
-fn read_own(from: &mut ReadHalf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-    let mut buffer = BytesMut::with_capacity(BULK);
+fn read_own(
+    from: &mut ReadHalf<'_>,
+    account: &Arc<Account>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Bytes>> {
+    let mut buffer = Vec::with_capacity(BULK);
     let read = ready!(std::pin::pin!(from.read_buf(&mut buffer)).poll(cx))?;
     if read * 2 < BULK {
-        return Poll::Ready(Ok(Bytes::copy_from_slice(&buffer)));
+        buffer.shrink_to_fit();
     }
-    Poll::Ready(Ok(buffer.freeze()))
+    Poll::Ready(Ok(account.sending(buffer)))
 }

@@ -1,6 +1,8 @@
 //! Whole ways: client, outbound listener, tunnel under mutual TLS, tunnel listener, application.
 
 mod peer;
+mod raw;
+mod retries;
 mod world;
 
 use std::io::ErrorKind;
@@ -107,6 +109,65 @@ fn connections_share_one_tunnel_and_leave_nothing_behind() {
             eventually("all streams end", || world.pooled() == (1, 0)).await;
         },
     );
+}
+
+/// Our established sockets in this namespace that the kernel probes, as `ss` sees them.
+fn probed() -> usize {
+    let listed = std::process::Command::new("ss")
+        .args(["-Htno", "state", "established"])
+        .output()
+        .expect("iproute2 is installed");
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    listed.lines().filter(|line| line.contains("keepalive")).count()
+}
+
+#[test]
+fn every_leg_is_probed_by_the_kernel_and_no_socket_of_an_application_is() {
+    in_namespace(
+        "every_leg_is_probed_by_the_kernel_and_no_socket_of_an_application_is",
+        || async {
+            let world = World::new().await;
+            let (listener, _) = application("payment", false).await;
+            let _tunnelled = pair(&world, &listener).await;
+            eventually("the client's leg, both ends of the tunnel, the delivery", || {
+                probed() == 4
+            })
+            .await;
+            let (listener, address) = application("visitor", false).await;
+            let mut client = world.connect("order", address).await;
+            client.write_all(b"x").await.unwrap();
+            let _server = listener.accept().await.unwrap();
+            eventually("and both legs of a passthrough", || probed() == 6).await;
+        },
+    );
+}
+
+#[test]
+fn a_pod_over_its_stream_budget_refuses_and_says_so() {
+    in_namespace("a_pod_over_its_stream_budget_refuses_and_says_so", || async {
+        let limits = Limits {
+            streams_per_pod: 2,
+            ..Limits::default()
+        };
+        let world = World::with(limits, "").await;
+        world.enrol("order");
+        world.enrol("payment");
+        let (listener, address) = application("payment", false).await;
+        let first = pair(&world, &listener).await;
+        let _second = pair(&world, &listener).await;
+        assert_refused(world.try_connect("order", Some(address)).await).await;
+        let usage = world.workers.usage()[&uid("payment")];
+        assert_eq!((usage.taken[1], usage.refused), (2, [0, 1, 0, 0]));
+        let failures = world.log.failures().counts();
+        assert!(
+            failures
+                .iter()
+                .any(|((_, _, reason), n)| *reason == "stream_budget" && *n == 1)
+        );
+        drop(first);
+        eventually("the stream ends", || world.pooled() == (1, 1)).await;
+        let _third = pair(&world, &listener).await;
+    });
 }
 
 #[test]
@@ -264,14 +325,16 @@ fn a_pod_over_its_connection_budget_is_refused_and_served_again_later() {
             world.enrol("order");
             world.enrol("payment");
             let (listener, address) = application("payment", false).await;
-            // Payment's budget holds the tunnel and two streams.
             let first = pair(&world, &listener).await;
             let second = pair(&world, &listener).await;
-            assert_refused(world.try_connect("order", Some(address)).await).await;
-            drop(first);
-            eventually("the stream ends", || world.pooled() == (1, 1)).await;
             let third = pair(&world, &listener).await;
-            drop((second, third));
+            assert_refused(world.try_connect("order", Some(address)).await).await;
+            let usage = world.workers.usage()[&uid("order")];
+            assert_eq!((usage.taken[0], usage.refused), (3, [1, 0, 0, 0]));
+            drop(first);
+            eventually("the stream ends", || world.pooled() == (1, 2)).await;
+            let fourth = pair(&world, &listener).await;
+            drop((second, third, fourth));
         },
     );
 }

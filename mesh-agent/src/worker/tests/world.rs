@@ -21,7 +21,7 @@ use crate::capture::{Family, FlowError, FlowTable, Listener, Pod, PodServer, Soc
 use crate::identity::{EmbeddedCa, Identities, IdentityOptions};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::worker::{DataPath, Limits, Workers};
+use crate::worker::{DataPath, Legs, Limits, Workers};
 
 const INSIDE: &str = "MESH_TEST_INSIDE_NAMESPACE";
 
@@ -140,6 +140,7 @@ pub(super) struct World {
     pub(super) flows: Arc<MemoryFlows>,
     pub(super) snapshots: Arc<SnapshotCell>,
     pub(super) identities: Arc<Identities>,
+    pub(super) log: Arc<ConnectionLog>,
     outbound: Mutex<HashMap<(String, bool), SocketAddr>>,
     _state: tempfile::TempDir,
 }
@@ -201,12 +202,14 @@ impl World {
             identities.ensure(&identity(name)).await.unwrap();
         }
         let flows = Arc::<MemoryFlows>::default();
+        let log = Arc::<ConnectionLog>::default();
         let path = DataPath {
             snapshots: Arc::clone(&snapshots),
             flows: Arc::clone(&flows) as _,
             identities: Arc::clone(&identities),
-            log: Arc::<ConnectionLog>::default(),
+            log: Arc::clone(&log),
             limits,
+            legs: Legs::default(),
         };
         let workers = Workers::start(1, path).unwrap();
         Self {
@@ -214,6 +217,7 @@ impl World {
             flows,
             snapshots,
             identities,
+            log,
             outbound: Mutex::default(),
             _state: state,
         }
