@@ -62,14 +62,21 @@ fn a_hundred_thousand_connections_of_one_pod_leave_nothing_behind() -> Result<()
 #[test]
 fn a_hundred_thousand_failed_reset_and_clean_connections_leave_both_flow_maps_empty() -> Result<()> {
     let mut scene = quiet_scene()?;
-    scene.change(|config| config.peer_authentication(MESH, "STRICT"))?;
     let mut server = LoadServer::start(&scene.far, 8080, &[])?;
+    let mut strict = LoadServer::start(&scene.near, 8080, &[])?;
+    let denied = format!("refused@{}:8080", scene.near.ip4());
+    scene.config.peer_authentication(MESH, "STRICT")?;
+    wait_for("plaintext is denied", Duration::from_secs(30), || {
+        let probe = scene.visitor.load(LONG, &["churn", &denied, "--count", "1"])?;
+        ensure!(probe.ok == 1, "{probe:?}");
+        Ok(())
+    })?;
+    let heard = settled(&mut strict)?.accepted;
     let aims = mixed(&scene);
     let each = 95_000 / aims.len() as u64;
     let count = (each * aims.len() as u64).to_string();
     let mut args: Vec<&str> = vec!["churn", "--count", &count, "--parallel", "64"];
     args.extend(aims.iter().map(String::as_str));
-    let denied = format!("refused@{}:8080", scene.near.ip4());
     let plaintext = ["churn", &denied, "--count", "5000", "--parallel", "8"];
     let visitor = scene.visitor.load_in_background(&plaintext)?;
     let report = scene.client.load(LONG, &args)?;
@@ -82,6 +89,11 @@ fn a_hundred_thousand_failed_reset_and_clean_connections_leave_both_flow_maps_em
         scene.logs()
     );
     assert_eq!((visitor.ok, visitor.failed), (5000, 0), "{visitor:?}");
+    assert_eq!(
+        strict.tally()?.accepted,
+        heard,
+        "plaintext to a strict pod arrived"
+    );
     let tally = settled(&mut server)?;
     // Each clean one ended in order, each that was aborted behind its first answer was reset; of the others some never arrived.
     assert!(tally.ended >= each, "{tally:?}");

@@ -67,15 +67,15 @@ fn a_flood_of_connections_and_handshakes_fails_none_of_a_neighbours_requests() -
             "{report:?}\n{}",
             scene.logs()
         );
-        assert!(report.ok > 100, "{report:?}");
+        assert!(report.ok > 10, "{report:?}");
     }
-    // A flood that was none would show nothing.
+    // A flood that was none would show nothing. How fast it was on this machine is not the question.
     let flood = flood.report(LONG)?;
     assert_eq!(flood.failed, 0, "{flood:?}");
-    assert!(flood.ok > 1000, "{flood:?}");
+    assert!(flood.ok > 200, "{flood:?}");
     for shake in shakes {
         let report = shake.report(LONG)?;
-        assert!(report.ok > 500, "{report:?}\n{}", scene.logs());
+        assert!(report.ok > 200, "{report:?}\n{}", scene.logs());
     }
     settled(&mut server)?;
     expect_nothing(&mut scene)
