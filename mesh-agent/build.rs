@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-/// The objects, as `cargo xtask build` leaves them: file name and the constant that holds it.
-const OBJECTS: [(&str, &str); 2] = [("node.bpf.o", "NODE"), ("pod.bpf.o", "POD")];
+/// The objects, as `cargo xtask build` leaves them: name and the constant that holds it.
+const OBJECTS: [(&str, &str); 2] = [("node", "NODE"), ("pod", "POD")];
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-env-changed=MESH_BPF_OBJECTS");
@@ -14,9 +14,13 @@ fn main() -> io::Result<()> {
     let _ = fs::create_dir_all(&objects);
     println!("cargo::rerun-if-changed={}", objects.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
-    let complete = OBJECTS.iter().all(|(file, _)| objects.join(file).is_file());
+    // Test builds embed objects of their own, in which a mechanism can be switched off; no other build can find them.
+    let mutants = env::var_os("CARGO_FEATURE_MUTANTS").is_some();
+    let suffix = if mutants { "mutants.bpf.o" } else { "bpf.o" };
+    let files = OBJECTS.map(|(name, constant)| (format!("{name}.{suffix}"), constant));
+    let complete = files.iter().all(|(file, _)| objects.join(file).is_file());
     let mut source = String::new();
-    for (file, constant) in OBJECTS {
+    for (file, constant) in &files {
         source += &if complete {
             embed(&objects, &out, file, constant)?
         } else {
@@ -31,7 +35,11 @@ fn objects_dir() -> PathBuf {
         return dir.into();
     }
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    manifest.join("../mesh-ebpf/target/objects")
+    manifest.join(if env::var_os("CARGO_FEATURE_MUTANTS").is_some() {
+        "../mesh-ebpf/target/mutants/objects"
+    } else {
+        "../mesh-ebpf/target/objects"
+    })
 }
 
 fn embed(objects: &Path, out: &Path, file: &str, constant: &str) -> io::Result<String> {

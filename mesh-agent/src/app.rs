@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::{AdminServer, AdminSocket, SocketError};
+use crate::affinity::Affinity;
 use crate::capture::{self, Capture, CaptureError, CaptureOptions, PodServer};
 use crate::identity::{CaError, EmbeddedCa, Identities, IdentitiesError, IdentityOptions};
 use crate::settings::Settings;
@@ -38,7 +39,7 @@ use view::AgentView;
 
 /// Threads of the runtime that carries everything but connections.
 const CONTROL_THREADS: usize = 2;
-/// How often label sets of gone workloads are looked for.
+/// How often label sets of gone workloads and ended sessions are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// How long the servers may take to finish their answers when the agent stops.
 const SERVERS_END: Duration = Duration::from_secs(1);
@@ -183,6 +184,7 @@ struct Agent {
     publisher: Publisher,
     identities: Arc<Identities>,
     workers: Arc<Workers>,
+    affinity: Arc<Affinity>,
     log: Arc<ConnectionLog>,
     /// Cancelled when the agent begins to stop.
     stopping: CancellationToken,
@@ -202,8 +204,10 @@ impl Agent {
         let sources: Vec<Box<dyn ConfigurationSource>> = vec![Box::new(FileSource::new(config_dir))];
         let publisher = Publisher::start(settings.mesh(), sources)?;
         let log = Arc::new(ConnectionLog::default());
+        let affinity = Arc::<Affinity>::default();
         let path = DataPath {
             snapshots: publisher.cell().clone(),
+            affinity: affinity.clone(),
             flows: capture.flows(),
             identities: identities.clone(),
             log: log.clone(),
@@ -220,6 +224,7 @@ impl Agent {
             publisher,
             identities,
             workers,
+            affinity,
             log,
             stopping: CancellationToken::new(),
             drained: CancellationToken::new(),
@@ -273,6 +278,7 @@ impl Agent {
             identities: self.identities.clone(),
             capture: self.capture.clone(),
             workers: self.workers.clone(),
+            affinity: self.affinity.clone(),
             log: self.log.clone(),
             stopping: self.stopping.clone(),
         }
@@ -296,6 +302,7 @@ impl Agent {
         servers.spawn(logged(metrics.serve(stop())));
         servers.spawn(logged(readiness.serve(stop())));
         servers.spawn(logged(admin.serve(stop())));
+        servers.spawn(capture::events::run(self.capture.clone(), self.drained.clone()));
         let (identities, drained) = (self.identities.clone(), self.drained.clone());
         servers.spawn(async move { identities.run(drained).await });
         Ok(servers)
@@ -318,6 +325,7 @@ impl Agent {
         ));
         tasks.spawn(housekeeping(
             self.log.clone(),
+            self.affinity.clone(),
             snapshots.clone(),
             self.stopping.clone(),
         ));
@@ -351,8 +359,13 @@ async fn logged<E: std::fmt::Display>(serve: impl Future<Output = Result<(), E>>
     }
 }
 
-/// Forgets label sets of gone workloads.
-async fn housekeeping(log: Arc<ConnectionLog>, snapshots: Arc<SnapshotCell>, stopping: CancellationToken) {
+/// Forgets label sets of gone workloads, and sessions that have ended.
+async fn housekeeping(
+    log: Arc<ConnectionLog>,
+    affinity: Arc<Affinity>,
+    snapshots: Arc<SnapshotCell>,
+    stopping: CancellationToken,
+) {
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
@@ -365,5 +378,6 @@ async fn housekeeping(log: Arc<ConnectionLog>, snapshots: Arc<SnapshotCell>, sto
                 .is_some_and(|now| Arc::ptr_eq(now, workload))
         };
         log.forget_gone(current, Instant::now());
+        affinity.forget_ended(Instant::now());
     }
 }

@@ -5,8 +5,10 @@
 //! Nothing here does I/O; nothing here may have padding (BPF keys compare by bytes).
 #![no_std]
 
+pub mod mutation;
+
 /// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// First of the ports that captured connections are rewritten to (`podIP:P`). Nobody binds them.
 pub const REWRITE_PORT_BASE: u16 = 15104;
@@ -330,6 +332,50 @@ pub const fn spend_event(budget: u64, now: u64) -> Option<u64> {
     Some(spent + EVENT_INTERVAL)
 }
 
+/// Whether the programs write debug lines; the one element of the `LOG_SWITCH` map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct LogSwitch {
+    /// Until when, in nanoseconds of CLOCK_MONOTONIC; zero: off. So it goes off by itself, with or without an agent.
+    pub until: u64,
+    /// Only for sockets and packets of the network namespace with this cookie; zero: for all.
+    pub netns: u64,
+}
+
+/// What a debug line ends with besides the [`Counter`]s: what a hook did that is not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    /// `sock_ops`: the destination was handed over to the agent.
+    HandedOver = 100,
+    /// `sock_ops`: the socket closed before the agent took its hand-off, which was forgotten.
+    HandOffForgotten = 101,
+    /// `sock_ops` on the agent's cgroup: the real client was announced to the application's socket.
+    DeliveryAnnounced = 102,
+    /// `getpeername`: the application was shown the destination it asked for, or its real client.
+    PeerShown = 103,
+    /// `getpeername`: the socket is not captured; the application was shown what the kernel knows.
+    KernelPeerShown = 104,
+}
+
+impl Outcome {
+    /// All outcomes with their names.
+    pub const ALL: [(Outcome, &'static str); 5] = [
+        (Outcome::HandedOver, "handed_over"),
+        (Outcome::HandOffForgotten, "hand_off_forgotten"),
+        (Outcome::DeliveryAnnounced, "delivery_announced"),
+        (Outcome::PeerShown, "peer_shown"),
+        (Outcome::KernelPeerShown, "kernel_peer_shown"),
+    ];
+
+    /// The name of the [`Counter`] or outcome with this number.
+    pub fn name(number: u32) -> Option<&'static str> {
+        let outcome = Self::ALL.iter().find(|(outcome, _)| *outcome as u32 == number);
+        let outcome = outcome.map(|(_, name)| *name);
+        outcome.or_else(|| Counter::from_number(number).map(Counter::name))
+    }
+}
+
 /// Names of the maps, as the BPF objects declare them and as they are pinned.
 pub mod maps {
     /// Hash: netns cookie (u64) → [`PodEntry`](super::PodEntry).
@@ -350,8 +396,12 @@ pub mod maps {
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU array: [`event_budget`](super::event_budget) → u64, for [`spend_event`](super::spend_event).
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
+    /// Array of one: [`LogSwitch`](super::LogSwitch).
+    pub const LOG_SWITCH: &str = "LOG_SWITCH";
+    /// Ring buffer: debug lines, as aya-log writes them (the name is aya-log's).
+    pub const AYA_LOGS: &str = "AYA_LOGS";
     /// All of them.
-    pub const ALL: [&str; 9] = [
+    pub const ALL: [&str; 11] = [
         PODS,
         OWN,
         SOCKETS,
@@ -361,6 +411,8 @@ pub mod maps {
         COUNTERS,
         EVENTS,
         EVENT_BUDGET,
+        LOG_SWITCH,
+        AYA_LOGS,
     ];
 }
 
@@ -391,7 +443,7 @@ pub const MAX_FLOWS: u32 = 32 * 1024;
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Addr, Event, FlowKey, OwnKey, Peer, PodConst, PodEntry};
+    use super::{Addr, Event, FlowKey, LogSwitch, OwnKey, Peer, PodConst, PodEntry};
 
     // SAFETY: `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
     unsafe impl aya::Pod for Addr {}
@@ -407,6 +459,8 @@ mod user {
     unsafe impl aya::Pod for Peer {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Event {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for LogSwitch {}
 }
 
 // No padding: sizes are the sums of the fields'.
@@ -416,6 +470,9 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Peer>() == 20);
     assert!(size_of::<Event>() == 64);
+    assert!(size_of::<LogSwitch>() == 16);
+    // Numbers of outcomes and of counters do not meet.
+    assert!(COUNTERS < Outcome::HandedOver as u32);
 };
 
 #[cfg(test)]
@@ -465,6 +522,13 @@ mod tests {
         }
         assert_eq!(Counter::from_number(COUNTERS), None);
         assert_eq!(Counter::EventsSuppressed.name(), "events_suppressed");
+    }
+
+    #[test]
+    fn outcomes_and_counters_have_names_by_number() {
+        assert_eq!(Outcome::name(Outcome::PeerShown as u32), Some("peer_shown"));
+        assert_eq!(Outcome::name(Counter::HandoffFull as u32), Some("handoff_full"));
+        assert_eq!(Outcome::name(99), None);
     }
 
     #[test]

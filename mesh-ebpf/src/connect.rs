@@ -3,12 +3,16 @@
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use mesh_common::{Addr, Counter, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PORT_BASE, REWRITE_PORTS};
+use mesh_common::{
+    Addr, Counter, Outcome, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PORT_BASE, REWRITE_PORTS,
+};
 
 use crate::ctx::{self, Sock};
+use crate::debug;
 use crate::events::{self, Flow};
 use crate::flow;
 use crate::maps::{DELIVERIES, HANDOFF, count, is_own, pod};
+use crate::mutation::{self, Mechanism};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -58,6 +62,20 @@ pub fn capture(ctx: &SockAddrContext, destination: Addr) -> Verdict {
         };
         events::report(why, &flow);
     }
+    if debug::is_on(|| ctx::sock_addr_netns(ctx)) {
+        let became = match verdict {
+            Verdict::Pass => Counter::ConnectPassed,
+            Verdict::Refuse(why) => why,
+            Verdict::Rewrite(..) => Counter::ConnectCaptured,
+        };
+        debug::end(
+            ctx,
+            "connect",
+            ctx::sock_addr_netns(ctx),
+            (destination, port),
+            became as u32,
+        );
+    }
     verdict
 }
 
@@ -96,7 +114,10 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
 fn rewrite_port() -> u16 {
     // SAFETY: takes nothing, returns a number.
     let random = unsafe { bpf_get_prandom_u32() } as u16;
-    REWRITE_PORT_BASE + random % REWRITE_PORTS
+    match mutation::is_off(Mechanism::RewriteSpread) {
+        false => REWRITE_PORT_BASE + random % REWRITE_PORTS,
+        true => REWRITE_PORT_BASE,
+    }
 }
 
 /// `sockops`, TCP_CONNECT_CB: the socket has its local address and port, the SYN has not left (later is too late: with TCP Fast
@@ -107,7 +128,7 @@ pub fn hand_over(ctx: &SockOpsContext) {
         return;
     };
     let Some(stored) = ctx::stored(sock) else { return };
-    if stored.kind != PEER_DESTINATION {
+    if stored.kind != PEER_DESTINATION || mutation::is_off(Mechanism::Handoff) {
         return;
     }
     let key = flow::opened(ctx);
@@ -115,9 +136,11 @@ pub fn hand_over(ctx: &SockOpsContext) {
     if HANDOFF.insert(&key, &value, 0).is_err() {
         // Without an entry sk_lookup does not steer: nobody listens on the rewrite port, the connection is refused.
         events::report(Counter::HandoffFull, &Flow::of(&key, (stored.addr, stored.port)));
+        debug::sock_ops(ctx, &key, (stored.addr, stored.port), Counter::HandoffFull as u32);
         return;
     }
     ctx::watch_state(ctx);
+    debug::sock_ops(ctx, &key, (stored.addr, stored.port), Outcome::HandedOver as u32);
 }
 
 /// `sockops`, STATE_CB of a socket that [`hand_over`] watches: forgets a hand-off that nobody will take.
@@ -128,7 +151,15 @@ pub fn hand_over(ctx: &SockOpsContext) {
 pub fn state_changed(ctx: &SockOpsContext) {
     let (old, new) = ctx::sock_ops_states(ctx);
     if new == TCP_CLOSE && old != TCP_FIN_WAIT2 {
-        let _ = HANDOFF.remove(&flow::opened(ctx));
+        let key = flow::opened(ctx);
+        if HANDOFF.remove(&key).is_ok() {
+            debug::sock_ops(
+                ctx,
+                &key,
+                (key.remote, key.remote_port),
+                Outcome::HandOffForgotten as u32,
+            );
+        }
     }
 }
 
@@ -150,5 +181,6 @@ pub fn take_client(ctx: &SockOpsContext) {
     };
     if ctx::store(sock, &peer) {
         count(Counter::ClientsShown);
+        debug::sock_ops(ctx, &key, (peer.addr, peer.port), Counter::ClientsShown as u32);
     }
 }

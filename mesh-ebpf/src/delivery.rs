@@ -2,8 +2,9 @@
 //! is keyed by the flow, for the application's side to take up.
 
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::{Counter, PEER_DELIVERY, Peer};
+use mesh_common::{Counter, Outcome, PEER_DELIVERY, Peer};
 
+use crate::debug;
 use crate::events::{self, Flow};
 use crate::maps::DELIVERIES;
 use crate::{ctx, flow};
@@ -30,6 +31,12 @@ pub fn announce(ctx: &SockOpsContext) {
         return;
     }
     ctx::watch_state(ctx);
+    debug::sock_ops(
+        ctx,
+        &key,
+        (key.remote, key.remote_port),
+        Outcome::DeliveryAnnounced as u32,
+    );
 }
 
 /// STATE_CB: forgets an announcement that nobody took up (nobody listened, or the application's listener is not in the pod's

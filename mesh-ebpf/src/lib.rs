@@ -6,9 +6,11 @@
 
 pub mod connect;
 pub mod ctx;
+pub mod debug;
 pub mod delivery;
 pub mod events;
 pub mod flow;
 pub mod lookup;
 pub mod maps;
+pub mod mutation;
 pub mod peer_name;

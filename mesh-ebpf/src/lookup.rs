@@ -6,9 +6,11 @@ use mesh_common::{
 };
 
 use crate::ctx::Lookup;
+use crate::debug;
 use crate::events::{self, Flow};
 use crate::flow::is_loopback;
 use crate::maps::{HANDOFF, LISTENERS, count, is_own, pod};
+use crate::mutation::{self, Mechanism};
 
 const IPPROTO_TCP: u32 = events::TCP;
 /// Without this flag the kernel selects anew within the listener's reuseport group, which others could join.
@@ -36,8 +38,11 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
         steer_local(ctx, packet, netns)
     } else {
         match packet.local_port {
+            _ if mutation::is_off(Mechanism::Steering) => Steering::Pass(Counter::LookupPassed),
             HBONE_PORT => assign(ctx, packet, netns, Role::Tunnel),
-            port if is_agent_port(port) => Steering::Drop(Counter::DroppedAgentPort),
+            port if is_agent_port(port) && !mutation::is_off(Mechanism::AgentPortDrop) => {
+                Steering::Drop(Counter::DroppedAgentPort)
+            }
             _ => assign(ctx, packet, netns, Role::Inbound),
         }
     };
@@ -46,6 +51,14 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
             events::report(what, &flow(packet, netns));
         }
         Steering::Pass(what) => count(what),
+    }
+    if debug::is_on(|| netns) {
+        let (Steering::Pass(became) | Steering::Drop(became)) = steering;
+        let (from, to) = (
+            (packet.remote, packet.remote_port),
+            (packet.local, packet.local_port),
+        );
+        debug::flow(ctx, "sk_lookup", netns, from, to, became as u32);
     }
     steering
 }
@@ -99,6 +112,9 @@ fn assign(ctx: &SkLookupContext, packet: &Lookup, netns: u64, role: Role) -> Ste
     };
     let worker = hash(packet) % pod.workers.max(1);
     if !assign_worker(ctx, &pod, role, worker) && !assign_worker(ctx, &pod, role, 0) {
+        if mutation::is_off(Mechanism::NoListenerDrop) {
+            return Steering::Pass(Counter::DroppedNoListener);
+        }
         return Steering::Drop(Counter::DroppedNoListener);
     }
     Steering::Pass(match role {
@@ -111,9 +127,11 @@ fn assign(ctx: &SkLookupContext, packet: &Lookup, netns: u64, role: Role) -> Ste
 #[inline(always)]
 fn assign_worker(ctx: &SkLookupContext, pod: &PodEntry, role: Role, worker: u32) -> bool {
     let index = listener_index(pod.slot, pod.bank, role, worker);
-    LISTENERS
-        .redirect_sk_lookup(ctx, index, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE)
-        .is_ok()
+    let flags = match mutation::is_off(Mechanism::NoReuseport) {
+        false => BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE,
+        true => BPF_SK_LOOKUP_F_REPLACE,
+    };
+    LISTENERS.redirect_sk_lookup(ctx, index, flags).is_ok()
 }
 
 /// Spreads connections over workers; multiplicative (Fibonacci) hashing of the 4-tuple.

@@ -2,12 +2,14 @@
 
 use core::arch::asm;
 
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SkStorage, SockMap};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
     COUNTERS as COUNTER_COUNT, Counter, EVENT_BUDGETS, EVENTS_BYTES, FlowKey, LISTENERS as LISTENER_COUNT,
-    MAX_FLOWS, MAX_OWN, MAX_PODS, OwnKey, Peer, PodEntry,
+    LogSwitch, MAX_FLOWS, MAX_OWN, MAX_PODS, OwnKey, Peer, PodEntry,
 };
+
+use crate::mutation::{self, Mechanism};
 
 /// Pods under capture, by netns cookie.
 #[btf_map]
@@ -46,6 +48,10 @@ pub static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<u64, { EVENT_BUDGETS as usize }> = PerCpuArray::new();
 
+/// Whether debug lines are written.
+#[btf_map]
+pub static LOG_SWITCH: Array<LogSwitch, 1> = Array::new();
+
 /// Adds one to a counter. Atomically: on this CPU, a program that was interrupted may be in the middle of the same.
 #[inline(always)]
 pub fn count(counter: Counter) {
@@ -68,5 +74,5 @@ pub fn pod(netns: u64) -> Option<PodEntry> {
 pub fn is_own(netns: u64, addr: mesh_common::Addr) -> bool {
     let key = OwnKey { netns, addr };
     // SAFETY: only the presence is looked at.
-    unsafe { OWN.get(&key) }.is_some()
+    unsafe { OWN.get(&key) }.is_some() && !mutation::is_off(Mechanism::OwnAddresses)
 }

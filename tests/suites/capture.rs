@@ -4,6 +4,8 @@
 mod bounds;
 #[path = "capture/config.rs"]
 mod config;
+#[path = "capture/events.rs"]
+mod events;
 #[path = "capture/flows.rs"]
 mod flows;
 #[path = "capture/life.rs"]

@@ -3,15 +3,45 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
+use mesh_common::mutation;
 
 use crate::project::Project;
-use crate::run;
+use crate::run::{self, TestProgram};
 use crate::setup::{self, Part};
 use crate::stamp::{self, Inputs};
 use crate::toolchain::{TARGET, Toolchain};
 
-/// The BPF programs' binaries in mesh-ebpf; each becomes `mesh-ebpf/target/objects/NAME.bpf.o`, which mesh-agent embeds.
+/// The BPF programs' binaries in mesh-ebpf; each becomes `NAME.bpf.o` of its variant's directory, which mesh-agent embeds.
 const OBJECTS: &[&str] = &["node", "pod"];
+
+/// Which BPF objects: those that are shipped, or those in which a mechanism can be switched off.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    Shipped,
+    Mutants,
+}
+
+impl Variant {
+    /// Where cargo builds, below mesh-ebpf.
+    fn target(self) -> &'static str {
+        match self {
+            Variant::Shipped => "target",
+            Variant::Mutants => "target/mutants",
+        }
+    }
+
+    fn objects(self, project: &Project) -> PathBuf {
+        project.ebpf().join(self.target()).join("objects")
+    }
+
+    fn object(self, project: &Project, name: &str) -> PathBuf {
+        let suffix = match self {
+            Variant::Shipped => "bpf.o",
+            Variant::Mutants => "mutants.bpf.o",
+        };
+        self.objects(project).join(format!("{name}.{suffix}"))
+    }
+}
 
 /// Builds the BPF programs and the binaries.
 ///
@@ -35,17 +65,80 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
 /// Builds all there is to build.
 pub(crate) fn everything(project: &Project, release: bool) -> Result<()> {
     setup::ensure(project, &[Part::Bpf])?;
-    programs(project)?;
+    programs(project, Variant::Shipped)?;
     let mut cargo = project.cargo();
     cargo.args(["build", "--locked", "--workspace", "--bins"]);
     if release {
         cargo.arg("--release");
     }
-    run::step("build: binaries", || run::show(&mut cargo))
+    run::step("build: binaries", || run::show(&mut cargo))?;
+    check_unswitchable(project, release)
+}
+
+/// Where the test build with switchable mechanisms goes: away from what anybody might run or ship.
+pub(crate) fn mutants_target(project: &Project) -> PathBuf {
+    project.target().join("mutants")
+}
+
+/// Builds the agent in which `MESH_MUTATION` switches a mechanism off, and the unit tests of the crates that ask about it. The binaries
+/// are in [`mutants_target`]; returns the programs of the unit tests.
+pub(crate) fn mutants(project: &Project) -> Result<Vec<TestProgram>> {
+    setup::ensure(project, &[Part::Bpf])?;
+    programs(project, Variant::Mutants)?;
+    let cargo = |verb: &str| {
+        let mut cargo = project.cargo();
+        cargo
+            .args([
+                verb,
+                "--locked",
+                "--features",
+                "mesh-agent/mutants",
+                "--target-dir",
+            ])
+            .arg(mutants_target(project));
+        cargo
+    };
+    run::step("build: binaries with switchable mechanisms", || {
+        run::show(cargo("build").args(["--package", "mesh-agent", "--bins"]))
+    })?;
+    run::step("build: unit tests with switchable mechanisms", || {
+        let mut tests = cargo("test");
+        tests.args([
+            "--package",
+            "mesh-agent",
+            "--package",
+            "mesh-core",
+            "--lib",
+            "--no-run",
+        ]);
+        run::show(&mut tests)?;
+        run::test_programs(&mut tests)
+    })
+}
+
+/// Nothing that could be switched off is in what is shipped: neither the variable in the binaries nor the global in the objects.
+fn check_unswitchable(project: &Project, release: bool) -> Result<()> {
+    let binaries = ["mesh-agent", "meshctl"].map(|name| (project.binary(name, release), mutation::VARIABLE));
+    let objects = OBJECTS
+        .iter()
+        .map(|name| (Variant::Shipped.object(project, name), mutation::GLOBAL));
+    for (file, word) in binaries.into_iter().chain(objects) {
+        let content = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        if content
+            .windows(word.len())
+            .any(|window| window == word.as_bytes())
+        {
+            bail!(
+                "{} has {word} in it: it was built with the feature `mutants`, which is for tests only",
+                file.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Compiles the BPF programs, if they are not those of these sources and this compiler.
-fn programs(project: &Project) -> Result<()> {
+fn programs(project: &Project, variant: Variant) -> Result<()> {
     let toolchain =
         Toolchain::find(project).map_err(|missing| anyhow!("{missing}: run `cargo xtask setup`"))?;
     let mut inputs = Inputs::default().word(&toolchain.description());
@@ -56,45 +149,37 @@ fn programs(project: &Project) -> Result<()> {
             .path(&common.join(path))?;
     }
     let stamp = inputs.stamp();
-    let file = objects(project).join("stamp");
-    let present = OBJECTS.iter().all(|name| object(project, name).is_file());
+    let file = variant.objects(project).join("stamp");
+    let present = OBJECTS.iter().all(|name| variant.object(project, name).is_file());
     if present && stamp::is_current(&file, &stamp) {
         return Ok(());
     }
     run::step("build: BPF programs", || {
-        run::show(&mut toolchain.cargo(project, &project.ebpf()))?;
-        publish(project)
+        let mut cargo = toolchain.cargo(project, &project.ebpf());
+        if variant == Variant::Mutants {
+            cargo.args(["--features", "mutants", "--target-dir", variant.target()]);
+        }
+        run::show(&mut cargo)?;
+        publish(project, variant)
     })?;
     std::fs::write(&file, stamp).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Puts the objects where mesh-agent's build script looks for them.
-fn publish(project: &Project) -> Result<()> {
-    let directory = objects(project);
+fn publish(project: &Project, variant: Variant) -> Result<()> {
+    let directory = variant.objects(project);
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let release = project.ebpf().join(variant.target()).join(TARGET).join("release");
     for name in OBJECTS {
-        let built = project
-            .ebpf()
-            .join("target")
-            .join(TARGET)
-            .join("release")
-            .join(name);
+        let built = release.join(name);
         if !built.is_file() {
             bail!(
                 "mesh-ebpf was built, but has no program {name}: {} is missing",
                 built.display()
             );
         }
-        let object = object(project, name);
+        let object = variant.object(project, name);
         std::fs::copy(&built, &object).with_context(|| format!("cannot write {}", object.display()))?;
     }
     Ok(())
-}
-
-fn objects(project: &Project) -> PathBuf {
-    project.ebpf().join("target/objects")
-}
-
-fn object(project: &Project, name: &str) -> PathBuf {
-    objects(project).join(format!("{name}.bpf.o"))
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use crate::build;
+use crate::mutate;
 use crate::project::Project;
 use crate::run;
 use crate::setup::{self, Part};
@@ -16,10 +17,17 @@ pub(crate) struct Args {
     /// For the test programs, after `--`: a filter of tests by name, `--nocapture`, `--list` …
     #[arg(last = true, value_name = "ARGUMENT")]
     arguments: Vec<String>,
+    /// Proves that the tests would go red: switches off one mechanism after another (those named; all of them when none is) in a
+    /// test-only build, and runs the test that must fail then.
+    #[arg(long, value_name = "MECHANISM", num_args = 0.., conflicts_with_all = ["suites", "arguments"])]
+    mutate: Option<Vec<String>>,
 }
 
 /// The verb.
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
+    if let Some(mechanisms) = &args.mutate {
+        return mutate::run(project, mechanisms);
+    }
     let known = suites(project)?;
     if let Some(unknown) = args.suites.iter().find(|name| !known.contains(name)) {
         bail!(

@@ -1,6 +1,6 @@
 //! `cargo xtask lint`: formatting, clippy, and a look at the dependencies.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::deps;
 use crate::project::Project;
@@ -31,6 +31,7 @@ pub(crate) type Check = fn(&Project) -> Result<()>;
 pub(crate) const CHECKS: &[(&str, Check)] = &[
     ("formatting", formatting),
     ("dependencies", deps::check),
+    ("nothing can be switched off", unswitchable),
     ("clippy", clippy),
 ];
 
@@ -47,6 +48,40 @@ fn formatting(project: &Project) -> Result<()> {
     }
     Ok(())
 }
+
+/// The feature that lets a mechanism be switched off is for test builds: no build without an explicit `--features mutants` has it.
+fn unswitchable(project: &Project) -> Result<()> {
+    let metadata = project.metadata(&[])?;
+    let nodes = metadata["resolve"]["nodes"].as_array().into_iter().flatten();
+    let mut asked = 0;
+    for node in nodes {
+        let name = node["id"].as_str().unwrap_or_default();
+        let ours = ["/mesh-common", "/mesh-agent", "/core"]
+            .iter()
+            .any(|end| name.split('#').next().is_some_and(|path| path.ends_with(end)));
+        let features = node["features"].as_array().into_iter().flatten();
+        if ours {
+            asked += 1;
+            if features
+                .filter_map(|feature| feature.as_str())
+                .any(|feature| feature == FOR_TESTS)
+            {
+                bail!(
+                    "{name} is built with the feature {FOR_TESTS} by default: it lets the environment switch protections off"
+                );
+            }
+        }
+    }
+    if asked < 3 {
+        bail!(
+            "cargo metadata shows {asked} of our crates: the check for the feature {FOR_TESTS} looked at nothing"
+        );
+    }
+    Ok(())
+}
+
+/// See `mesh-common/src/mutation.rs`.
+const FOR_TESTS: &str = "mutants";
 
 fn clippy(project: &Project) -> Result<()> {
     run::show(project.cargo().args([

@@ -5,9 +5,13 @@ mod bench;
 mod build;
 mod demo;
 mod deps;
+#[cfg(test)]
+mod documents;
 mod e2e;
 mod fuzz;
 mod lint;
+mod miri;
+mod mutate;
 mod project;
 mod report;
 mod run;
@@ -40,6 +44,7 @@ enum Verb {
     Lint(lint::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
+    Miri(miri::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&project, args),
         Verb::Lint(args) => lint::run(&project, args),
         Verb::Fuzz(args) => fuzz::run(&project, args),
+        Verb::Miri(args) => miri::run(&project, args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -95,6 +95,38 @@ pub(crate) fn tests(command: &mut Command, summaries: &mut Vec<String>) -> Resul
     Ok(())
 }
 
+/// A program of tests that cargo has built.
+pub(crate) struct TestProgram {
+    /// The target's name: the crate's for unit tests, the suite's for suites.
+    pub(crate) name: String,
+    /// Its file.
+    pub(crate) file: PathBuf,
+    /// Its package's directory, in which cargo would run it.
+    pub(crate) directory: PathBuf,
+}
+
+/// The test programs that `command`, a `cargo test --no-run`, makes.
+pub(crate) fn test_programs(command: &mut Command) -> Result<Vec<TestProgram>> {
+    let text = output(command.args(["--message-format", "json"]))?;
+    let mut programs = Vec::new();
+    for line in text.lines() {
+        let message: serde_json::Value =
+            serde_json::from_str(line).context("cargo printed something that is not JSON")?;
+        let executable = message["executable"].as_str();
+        let manifest = message["manifest_path"].as_str().map(Path::new);
+        let directory = manifest.and_then(Path::parent);
+        let is_test = message["profile"]["test"] == true;
+        if let (true, Some(file), Some(directory)) = (is_test, executable, directory) {
+            programs.push(TestProgram {
+                name: message["target"]["name"].as_str().unwrap_or_default().to_owned(),
+                file: file.into(),
+                directory: directory.to_owned(),
+            });
+        }
+    }
+    Ok(programs)
+}
+
 /// The program's file, if it is on the PATH or in one of the directories of root's.
 pub(crate) fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -16,12 +16,14 @@ fuzz_target!(|input: (u64, &str)| {
         cluster_domain: "cluster.local".into(),
     };
     let snapshot = Snapshot::from_yaml(settings, yaml);
-    let pods = snapshot.workloads().flat_map(|workload| &workload.addresses);
-    let vips = snapshot.services().flat_map(|service| &service.vips);
-    let destinations: Vec<_> = pods.chain(vips).flat_map(|ip| [(*ip, 80).into(), (*ip, 8080).into()]).collect();
+    let pods = snapshot.workloads().flat_map(|workload| workload.addresses.clone());
+    let vips = snapshot.services().flat_map(|service| service.vips.clone());
+    let external = snapshot.services().flat_map(|service| service.external.iter().map(|one| one.address));
+    let addresses = pods.chain(vips).chain(external);
+    let destinations: Vec<_> = addresses.flat_map(|ip| [(ip, 80).into(), (ip, 8080).into()]).collect();
     for source in snapshot.workloads() {
         for destination in &destinations {
-            let Ok(out) = plan::outbound(&snapshot, source, *destination, random) else { continue };
+            let Ok(out) = plan::outbound(&snapshot, source, *destination, None, random) else { continue };
             let enrolled = snapshot
                 .workloads()
                 .any(|w| w.enrolment.is_enrolled() && w.addresses.contains(&out.address.ip()));

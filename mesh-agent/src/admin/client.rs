@@ -4,9 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -90,6 +91,19 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn get(&self, target: &str) -> Result<Bytes, ClientError> {
+        self.ask(Method::GET, target, Bytes::new()).await
+    }
+
+    /// The bytes of the JSON document that the agent answers to `question`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn post(&self, target: &str, question: &impl Serialize) -> Result<Bytes, ClientError> {
+        let question = serde_json::to_vec(question)?;
+        self.ask(Method::POST, target, question.into()).await
+    }
+
+    async fn ask(&self, method: Method, target: &str, question: Bytes) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|source| self.connect_error(source))?;
@@ -101,9 +115,12 @@ impl Client {
             .await
             .map_err(|error| protocol(&error))?;
         let connection = tokio::spawn(connection);
-        let request = Request::get(target)
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
             .header(header::HOST, "mesh-agent")
-            .body(Empty::<Bytes>::new())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(question))
             .map_err(|error| protocol(&error))?;
         let response = sender
             .send_request(request)

@@ -2,10 +2,14 @@
 //!
 //! Times are RFC 3339 in UTC; durations are seconds; bytes are counted as in Istio's metrics (`received` are the client's).
 
+mod kernel;
+
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_core::model::{SpiffeId, Workload};
 use serde::{Deserialize, Serialize};
+
+pub use kernel::{BpfEventEntry, BpfEvents, BpfLog, BpfLogWanted};
 
 use crate::telemetry::connections::{Live, Reporter, Security};
 
@@ -34,6 +38,9 @@ pub struct Status {
     pub pods: PodCounts,
     /// Connections.
     pub connections: ConnectionCounts,
+    /// Clients that keep to an endpoint (`sessionAffinity: ClientIP`).
+    #[serde(default)]
+    pub sessions: SessionCounts,
     /// Certificates.
     pub certificates: CertificateCounts,
     /// Documents that are rejected at present.
@@ -74,6 +81,17 @@ pub struct ConnectionCounts {
     /// Of these, tried again on another tunnel because the peer had not processed them.
     #[serde(default)]
     pub retried: u64,
+}
+
+/// Sessions of services with `sessionAffinity: ClientIP`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionCounts {
+    /// Remembered now.
+    pub live: usize,
+    /// At most.
+    pub capacity: usize,
+    /// Forgotten before their time because there were too many, since the start.
+    pub evicted: u64,
 }
 
 /// Certificates of local identities.
@@ -382,6 +400,9 @@ pub struct Bpf {
     pub maps: Vec<BpfMap>,
     /// What the programs have counted.
     pub events: Vec<BpfEvent>,
+    /// Whether the programs write debug lines.
+    #[serde(default)]
+    pub log: BpfLog,
 }
 
 /// A loaded program.

@@ -1,4 +1,5 @@
-//! The admin API: what `meshctl` asks the agent, as JSON over a Unix socket that only root can open. Reads only; changes nothing.
+//! The admin API: what `meshctl` asks the agent, as JSON over a Unix socket that only root can open. Reads only, but for the
+//! switch of the BPF programs' debug log.
 
 pub mod client;
 pub mod document;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use tracing::warn;
 
 use super::document::{
-    Bpf, Certificates, Checks, Config, ConnectionFilter, Connections, Failure, Status, Workloads,
+    Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionFilter, Connections,
+    Failure, Status, Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
 
@@ -28,6 +29,13 @@ pub trait View: Send + Sync + 'static {
     fn certificates(&self) -> Certificates;
     /// `GET /bpf`.
     fn bpf(&self) -> Bpf;
+    /// `GET /bpf/events`.
+    fn bpf_events(&self) -> BpfEvents;
+    /// `POST /bpf/log`.
+    ///
+    /// # Errors
+    /// Says why it cannot be.
+    fn set_bpf_log(&self, wanted: &BpfLogWanted) -> Result<BpfLog, String>;
     /// `GET /check`.
     fn checks(&self) -> Checks;
     /// `GET /config`.
@@ -88,6 +96,16 @@ pub fn router(view: Arc<dyn View>) -> Router {
             get(async |State(v): Shared| answer(move || v.bpf()).await),
         )
         .route(
+            "/bpf/events",
+            get(async |State(v): Shared| answer(move || v.bpf_events()).await),
+        )
+        .route(
+            "/bpf/log",
+            post(async |State(v): Shared, Json(wanted): Json<BpfLogWanted>| {
+                answer_or_refuse(move || v.set_bpf_log(&wanted)).await
+            }),
+        )
+        .route(
             "/check",
             get(async |State(v): Shared| answer(move || v.checks()).await),
         )
@@ -102,8 +120,15 @@ pub fn router(view: Arc<dyn View>) -> Router {
 type Shared = State<Arc<dyn View>>;
 
 async fn answer<T: Serialize + Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> Response {
+    answer_or_refuse(move || Ok(make())).await
+}
+
+async fn answer_or_refuse<T: Serialize + Send + 'static>(
+    make: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Response {
     match tokio::task::spawn_blocking(make).await {
-        Ok(document) => Json(document).into_response(),
+        Ok(Ok(document)) => Json(document).into_response(),
+        Ok(Err(why)) => failure(StatusCode::UNPROCESSABLE_ENTITY, why),
         Err(error) => failure(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("the agent failed to answer ({error}): see its log"),

@@ -27,6 +27,7 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
         certificates(&facts.certificates),
         maps(&facts.bpf),
         shadowed_ports(&facts.bpf),
+        debug_log(&facts.bpf),
         workers(&facts.workers),
     ]
 }
@@ -187,6 +188,28 @@ fn shadowed_ports(bpf: &Bpf) -> Check {
     )
 }
 
+/// Lines per connection cost more than connections do: nobody should forget that they are on.
+fn debug_log(bpf: &Bpf) -> Check {
+    if !bpf.log.on {
+        return check(
+            "bpf log",
+            Level::Ok,
+            "the BPF programs write no debug lines".to_owned(),
+            "",
+        );
+    }
+    let pod = bpf.log.pod.as_deref().unwrap_or("all pods");
+    check(
+        "bpf log",
+        Level::Warn,
+        format!(
+            "debug lines are on for {pod}, {} s more",
+            bpf.log.remaining_seconds
+        ),
+        "they cost time with each connection: `meshctl bpf log off`",
+    )
+}
+
 fn workers(workers: &[WorkerStatus]) -> Check {
     let panics: u64 = workers.iter().map(|w| w.panics).sum();
     let tunnels: usize = workers.iter().map(|w| w.tunnels).sum();
@@ -280,6 +303,14 @@ mod tests {
             (check.level, check.detail.as_str()),
             (Level::Warn, "HANDOFF holds 81 of 100")
         );
+    }
+
+    #[test]
+    fn a_debug_log_that_is_on_is_warned_about() {
+        let mut bpf = Bpf::default();
+        assert_eq!(debug_log(&bpf).level, Level::Ok);
+        bpf.log.on = true;
+        assert_eq!(debug_log(&bpf).level, Level::Warn);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use mesh_core::model::{Enrolment, MtlsMode, SpiffeId, Workload, WorkloadUid};
@@ -12,18 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::View;
 use crate::admin::document::{
-    Bpf, BpfEvent, BpfLink, BpfMap, BpfPod, BpfProgram, CaptureState, CertificateCounts, CertificateEntry,
-    CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
-    Connections, EnrolmentState, PodCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads,
-    timestamp,
+    Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod, BpfProgram,
+    CaptureState, CertificateCounts, CertificateEntry, CertificateState, Certificates, Checks, Config,
+    ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState, PodCounts,
+    SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads, timestamp,
 };
 use crate::admin::host;
+use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture, CaptureStatus};
 use crate::identity::{self, CertificateStatus, Identities};
 use crate::sources::StatusReader;
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::telemetry::metrics::{BudgetReading, MapFill, Readings};
+use crate::telemetry::metrics::{BudgetReading, EventReport, MapFill, Readings};
 use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
 use crate::worker::{Place, Usage, Workers};
 
@@ -40,6 +41,7 @@ pub(super) struct AgentView {
     pub(super) identities: Arc<Identities>,
     pub(super) capture: Arc<Capture>,
     pub(super) workers: Arc<Workers>,
+    pub(super) affinity: Arc<Affinity>,
     pub(super) log: Arc<ConnectionLog>,
     /// Cancelled when the agent begins to stop.
     pub(super) stopping: CancellationToken,
@@ -64,6 +66,9 @@ impl AgentView {
             pods_failed: pods.failed as u64,
             maps: self.capture.map_fill().into_iter().map(map_fill).collect(),
             events: self.capture.counters().into_iter().collect(),
+            affinity: self.affinity.status(),
+            event_reports: event_reports(&self.capture.event_tallies()),
+            debug_log: self.capture.debug_log().is_some(),
             budgets: self.workers.usage().into_iter().map(budget_reading).collect(),
         }
     }
@@ -77,6 +82,48 @@ impl AgentView {
             pods: pods_to_wait_for(&snapshot, &self.capture.states(), &self.identities.status()),
         }
     }
+}
+
+/// By namespace and name: incarnations of a pod are one.
+fn event_reports(tallies: &[capture::events::Tallied]) -> Vec<EventReport> {
+    let mut reports: BTreeMap<(&'static str, &str, &str), u64> = BTreeMap::new();
+    for tally in tallies {
+        let uid = tally.workload.as_ref().map_or("", WorkloadUid::as_str);
+        let mut parts = uid.split('/');
+        let mut part = || parts.next().unwrap_or_default();
+        *reports.entry((tally.kind.name(), part(), part())).or_default() += tally.count;
+    }
+    let report = |((event, namespace, workload), count): ((&'static str, &str, &str), u64)| EventReport {
+        event,
+        namespace: namespace.to_owned(),
+        workload: workload.to_owned(),
+        count,
+    };
+    reports.into_iter().map(report).collect()
+}
+
+fn bpf_event(event: capture::events::Record) -> BpfEventEntry {
+    BpfEventEntry {
+        at: timestamp(event.at),
+        event: event.kind.name().to_owned(),
+        workload: event.workload.map(|uid| uid.to_string()),
+        netns_cookie: event.netns,
+        from: event.local,
+        to: event.remote,
+        protocol: capture::events::protocol(event.protocol).into_owned(),
+        pid: event.pid,
+        process: event.process,
+        advice: capture::events::advice(event.kind).unwrap_or_default().to_owned(),
+    }
+}
+
+fn bpf_log(status: Option<capture::DebugLogStatus>) -> BpfLog {
+    status.map_or_else(BpfLog::default, |status| BpfLog {
+        on: true,
+        // A second that has begun counts.
+        remaining_seconds: status.remaining.as_secs_f64().ceil() as u64,
+        pod: status.pod.map(|uid| uid.to_string()),
+    })
 }
 
 fn budget_reading((uid, usage): (WorkloadUid, Usage)) -> BudgetReading {
@@ -134,6 +181,7 @@ impl View for AgentView {
                 opened: self.log.opened(),
                 retried: self.log.retries().counts().iter().map(|(_, n)| n).sum(),
             },
+            sessions: session_counts(self.affinity.status()),
             certificates: certificate_counts(&self.identities.status()),
             rejections: snapshot.diagnostics().rejections.len(),
         }
@@ -168,7 +216,27 @@ impl View for AgentView {
     }
 
     fn bpf(&self) -> Bpf {
-        bpf(self.capture.status())
+        Bpf {
+            log: bpf_log(self.capture.debug_log()),
+            ..bpf(self.capture.status())
+        }
+    }
+
+    fn bpf_events(&self) -> BpfEvents {
+        BpfEvents {
+            events: self.capture.events().into_iter().map(bpf_event).collect(),
+            suppressed: self.capture.events_suppressed(),
+        }
+    }
+
+    fn set_bpf_log(&self, wanted: &BpfLogWanted) -> Result<BpfLog, String> {
+        let switched = if wanted.on {
+            let time = Duration::from_secs(wanted.seconds);
+            self.capture.debug_log_on(time, wanted.pod.as_deref()).map(Some)
+        } else {
+            self.capture.debug_log_off().map(|()| None)
+        };
+        switched.map(bpf_log).map_err(|error| error.to_string())
     }
 
     fn checks(&self) -> Checks {
@@ -309,6 +377,14 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates, usage: &BTreeMap<Workl
     }
 }
 
+fn session_counts(status: AffinityStatus) -> SessionCounts {
+    SessionCounts {
+        live: status.sessions,
+        capacity: status.capacity,
+        evicted: status.evicted,
+    }
+}
+
 fn usage_entry(usage: Usage) -> UsageEntry {
     let [connections, streams, handshakes, held_bytes] = usage.taken;
     UsageEntry {
@@ -400,6 +476,7 @@ fn bpf(status: CaptureStatus) -> Bpf {
         pods: status.pods.into_iter().map(pod).collect(),
         maps: status.maps.into_iter().map(map).collect(),
         events: status.counters.into_iter().map(event).collect(),
+        log: BpfLog::default(),
     }
 }
 

@@ -36,6 +36,13 @@ impl Cgroup2 {
         })
     }
 
+    /// The cgroup that a process is in, where it still runs and the mount shows that.
+    pub(super) fn of_process(&self, pid: u32) -> Option<PathBuf> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let own = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+        below_mount(self, Path::new(own))
+    }
+
     /// Opens the cgroup of a pod: `path` is absolute or relative to the mount.
     pub(super) fn open_pod(&self, path: &str, agent: &Path) -> Result<PodCgroup, EnrolError> {
         let missing = |source| EnrolError::Cgroup {
@@ -82,6 +89,11 @@ impl PodCgroup {
     /// For attaching programs.
     pub(super) fn file(&self) -> &File {
         &self.dir
+    }
+
+    /// Whether `cgroup` is this one or below it.
+    pub(super) fn holds(&self, cgroup: &Path) -> bool {
+        cgroup.starts_with(&self.full)
     }
 
     /// Whether its path still leads to it.

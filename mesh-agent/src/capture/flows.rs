@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use mesh_common::mutation::{self, Mechanism};
 use mesh_common::{Addr, FlowKey, PEER_DELIVERY, Peer};
 
 use super::sys::Table;
@@ -36,11 +37,18 @@ impl FlowTable for KernelFlows {
         client: SocketAddr,
         local: SocketAddr,
     ) -> Result<Option<SocketAddr>, FlowError> {
-        let found = self.handoff.take(&flow_key(pod.netns, client, local));
+        let key = flow_key(pod.netns, client, local);
+        let found = match mutation::is_off(Mechanism::HandoffTaken) {
+            false => self.handoff.take(&key),
+            true => self.handoff.get(&key),
+        };
         Ok(found.map_err(FlowError::Map)?.map(socket_address))
     }
 
     fn announce_delivery(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> Result<(), FlowError> {
+        if mutation::is_off(Mechanism::ClientAnnouncement) {
+            return Ok(());
+        }
         let peer = Peer {
             addr: Addr::from_ip(client.ip()),
             port: client.port(),

@@ -4,8 +4,10 @@
 mod bpffs;
 mod cgroup;
 mod checks;
+mod debug_log;
 pub mod enroller;
 mod error;
+pub mod events;
 mod flows;
 mod mounts;
 mod netns;
@@ -29,6 +31,7 @@ use thiserror::Error;
 
 pub use bpffs::default_dir;
 pub use checks::{Check, Outcome, checks};
+pub use debug_log::{DebugLogError, DebugLogStatus, LONGEST as LONGEST_DEBUG_LOG};
 pub use error::{CaptureError, EnrolError};
 pub use node::{Capture, CaptureOptions, CaptureState, unload};
 pub use pod::PodSpec;

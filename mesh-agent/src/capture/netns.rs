@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use mesh_common::mutation::{self, Mechanism};
 use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind};
@@ -190,6 +191,12 @@ fn listener() -> io::Result<Socket> {
         }
         Err(e) => return Err(e),
     };
+    if mutation::is_off(Mechanism::LoneListeners) || mutation::is_off(Mechanism::NoReuseport) {
+        socket.set_reuse_port(true)?;
+    }
+    if mutation::is_off(Mechanism::ReuseAddress) {
+        socket.set_reuse_address(false)?;
+    }
     socket.bind(&SocketAddr::new(address, 0).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)

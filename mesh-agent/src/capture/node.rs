@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use aya::programs::links::FdLink;
 use mesh_common::{MAX_PODS, MAX_WORKERS, OwnKey, PodConst, PodEntry, maps};
@@ -16,7 +17,9 @@ use tracing::{info, warn};
 
 use super::bpffs::{self, NodeDir, Run};
 use super::cgroup::{self, AgentCgroup, Cgroup2};
+use super::debug_log::DebugLog;
 use super::error::{CaptureError, EnrolError};
+use super::events::{Book, Predecessors};
 use super::flows::KernelFlows;
 use super::objects::NodeObject;
 use super::pod::{CapturedPod, Place, PodSpec, data_path_pod, make_listeners};
@@ -73,6 +76,9 @@ pub struct Capture {
     pub(super) pods: Table<u64, PodEntry>,
     pub(super) own: Table<OwnKey, u32>,
     pub(super) listeners: Table<u32, u32>,
+    pub(super) book: Mutex<Book>,
+    pub(super) debug_log: DebugLog,
+    predecessors: Mutex<Predecessors>,
     delivery: Mutex<Option<FdLink>>,
     state: Mutex<State>,
 }
@@ -125,9 +131,11 @@ impl Capture {
     }
 
     fn load_into(options: CaptureOptions, started: Started) -> Result<Self, CaptureError> {
-        let loaded = NodeObject::load(Some(&started.run.maps()))
-            .and_then(|mut object| Ok((object.attach_agent(started.agent_cgroup.file())?, object)));
-        let (delivery, object) = match loaded {
+        let loaded = NodeObject::load(Some(&started.run.maps())).and_then(|mut object| {
+            let delivery = object.attach_agent(started.agent_cgroup.file())?;
+            Ok((delivery, object.debug_lines()?, object))
+        });
+        let (delivery, debug_lines, object) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 let _ = started.run.remove();
@@ -141,6 +149,7 @@ impl Capture {
             dir,
             run,
         } = started;
+        let leftovers = dir.leftovers(&run);
         let capture = Self {
             flows: Arc::new(KernelFlows {
                 handoff: Table::new(object.map(maps::HANDOFF)?),
@@ -150,7 +159,10 @@ impl Capture {
             pods: Table::new(object.map(maps::PODS)?),
             own: Table::new(object.map(maps::OWN)?),
             listeners: Table::new(object.map(maps::LISTENERS)?),
+            debug_log: DebugLog::new(Table::new(object.map(maps::LOG_SWITCH)?), debug_lines),
             object: Mutex::new(object),
+            book: Mutex::default(),
+            predecessors: Mutex::new(Predecessors::open(&leftovers)),
             delivery: Mutex::new(Some(delivery)),
             state: Mutex::default(),
             options,
@@ -159,12 +171,7 @@ impl Capture {
             dir,
             run,
         };
-        let left: usize = capture
-            .dir
-            .leftovers(&capture.run)
-            .iter()
-            .map(|run| run.pods().len())
-            .sum();
+        let left: usize = leftovers.iter().map(|run| run.pods().len()).sum();
         info!(
             dir = %capture.dir.path().display(),
             cgroup2 = %capture.cgroup2.mount.display(),
@@ -364,7 +371,11 @@ impl Capture {
     pub fn drop_leftovers(&self) {
         for run in self.dir.leftovers(&self.run) {
             match run.remove() {
-                Ok(pins) => info!(pins, "removed what an earlier run had left"),
+                Ok(pins) => {
+                    info!(pins, "removed what an earlier run had left");
+                    let unread = self.predecessors().end(&run);
+                    self.take_events(unread, Instant::now());
+                }
                 Err(error) => warn!(%error, "what an earlier run has left cannot be removed"),
             }
         }
@@ -419,6 +430,10 @@ impl Capture {
 
     pub(super) fn object(&self) -> MutexGuard<'_, NodeObject> {
         self.object.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn predecessors(&self) -> MutexGuard<'_, Predecessors> {
+        self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -8,8 +8,12 @@ use aya::maps::{Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya_log::EbpfLogger;
+#[cfg(feature = "mutants")]
+use mesh_common::mutation;
 use mesh_common::{PodConst, maps, programs};
 
+use super::debug_log::Forward;
 use super::error::{CaptureError, causes};
 
 mod embedded {
@@ -59,6 +63,12 @@ impl NodeObject {
             bpf,
             maps: pins.map(Path::to_owned).unwrap_or_default(),
         })
+    }
+
+    /// The reader of the programs' debug lines. Once: nobody else can have it then.
+    pub(super) fn debug_lines(&mut self) -> Result<EbpfLogger<Forward>, CaptureError> {
+        EbpfLogger::init_with_logger(&mut self.bpf, Forward)
+            .map_err(CaptureError::load("the ring buffer of debug lines"))
     }
 
     /// A descriptor of a map.
@@ -165,6 +175,8 @@ fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     // Nothing in the objects is relocated against the kernel's types.
     loader.btf(None).verifier_log_level(VerifierLogLevel::STATS);
+    #[cfg(feature = "mutants")]
+    loader.override_global(mutation::GLOBAL, mutation::number(), true);
     if let Some(pins) = pins {
         for name in maps::ALL {
             loader.map_pin_path(name, pins.join(name));
@@ -179,6 +191,7 @@ fn map_data(map: &Map) -> Option<&MapData> {
         | Map::SockMap(data)
         | Map::PerCpuArray(data)
         | Map::SkStorage(data)
+        | Map::Array(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,
     }

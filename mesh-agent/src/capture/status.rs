@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use aya::maps::PerCpuArray;
+use aya::maps::{MapData, PerCpuArray};
 use mesh_common::{Counter, LISTENERS, MAX_FLOWS, MAX_OWN, MAX_PODS, is_agent_port, maps};
 use mesh_core::model::WorkloadUid;
 use serde::Serialize;
@@ -125,19 +125,33 @@ impl Capture {
         .collect()
     }
 
-    /// The counters of the programs by name, over all CPUs and pods. Zero where they cannot be read.
+    /// The counters of the programs by name, over all CPUs and pods, and over runs of the agent that ended without releasing their pods.
+    /// Zero where they cannot be read.
     pub fn counters(&self) -> BTreeMap<&'static str, u64> {
         let object = self.object();
-        let array = object
-            .view(maps::COUNTERS)
-            .and_then(|map| PerCpuArray::<_, u64>::try_from(map).ok());
-        let total = |counter: Counter| {
-            let values = array.as_ref()?.get(&(counter as u32), 0).ok()?;
-            Some(values.iter().sum())
-        };
-        let named = |(counter, name): (Counter, &'static str)| (name, total(counter).unwrap_or(0));
-        Counter::ALL.into_iter().map(named).collect()
+        let array = counters(&object);
+        let predecessors = self.predecessors();
+        Counter::ALL
+            .into_iter()
+            .map(|(counter, name)| (name, total(array.as_ref(), counter) + predecessors.count(counter)))
+            .collect()
     }
+
+    /// One counter of this run.
+    pub(super) fn counter(&self, counter: Counter) -> u64 {
+        total(counters(&self.object()).as_ref(), counter)
+    }
+}
+
+fn counters(object: &NodeObject) -> Option<PerCpuArray<&MapData, u64>> {
+    PerCpuArray::try_from(object.view(maps::COUNTERS)?).ok()
+}
+
+fn total(array: Option<&PerCpuArray<&MapData, u64>>, counter: Counter) -> u64 {
+    let values = array.map(|array| array.get(&(counter as u32), 0));
+    values
+        .and_then(Result::ok)
+        .map_or(0, |values| values.iter().sum())
 }
 
 fn programs(object: &NodeObject) -> Vec<ProgramStatus> {

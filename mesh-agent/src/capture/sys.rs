@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use aya::Pod;
+use aya::maps::{MapData, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -64,12 +65,17 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub(super) fn take(&self, key: &K) -> io::Result<Option<V>> {
         match self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
-                let value = self.read(BPF_MAP_LOOKUP_ELEM, key)?;
+                let value = self.get(key)?;
                 self.remove(key)?;
                 Ok(value)
             }
             other => other,
         }
+    }
+
+    /// Reads an element.
+    pub(super) fn get(&self, key: &K) -> io::Result<Option<V>> {
+        self.read(BPF_MAP_LOOKUP_ELEM, key)
     }
 
     /// All keys, at about this moment. Elements that come and go meanwhile may be missed or met twice.
@@ -155,4 +161,10 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 pub(super) fn async_readable(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: the `Arc` keeps the descriptor open, and the same, for as long as the `AsyncFd` lives.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// Enters a ring buffer into this runtime's reactor, to wait until there is something to read.
+pub(super) fn async_ring(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring buffer owns its map's descriptor, and never exchanges or closes it while it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
 }

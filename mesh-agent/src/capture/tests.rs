@@ -1,6 +1,7 @@
 //! Capture against the real kernel: two network namespaces joined by a veth pair, a pod's application in its own cgroup, the test as
 //! the agent. Needs root; runs where `MESH_PRIVILEGED=1`, and says so where it does not.
 
+mod facts;
 mod world;
 
 use std::io::{Read, Write};

@@ -85,8 +85,27 @@ fn serve(args: &SettingsArgs) -> Result<Exit, Failed> {
     let settings = settings(args)?;
     let logging = Logging::start(settings.log_format, &settings.log_filter, &settings.access_log)
         .map_err(|error: LoggingError| Failed::new(Exit::Settings, &error))?;
+    #[cfg(feature = "mutants")]
+    mutated()?;
     app::run(&settings, &logging).map_err(|error| Failed::new(class(&error), &error))?;
     Ok(Exit::Success)
+}
+
+/// Says what a test build has switched off, loudly; does not start when it is asked for what it does not know.
+#[cfg(feature = "mutants")]
+fn mutated() -> Result<(), Failed> {
+    use mesh_common::mutation::{VARIABLE, number, unknown};
+    if let Some(name) = unknown() {
+        return Err(Failed {
+            exit: Exit::Settings,
+            message: format!("{VARIABLE}={name} is no mechanism that can be switched off"),
+        });
+    }
+    tracing::warn!(
+        mechanism = number(),
+        "THIS IS A TEST BUILD: a mechanism may be switched off; never run it where anything matters"
+    );
+    Ok(())
 }
 
 fn unload(args: &SettingsArgs) -> Result<Exit, Failed> {

@@ -1,5 +1,6 @@
 //! `meshctl`: asks the node's agent and shows what it says.
 
+use std::future::Future;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use thiserror::Error;
 use super::exit::{CTL_CODES, Exit};
 use super::render;
 use crate::admin::client::{Client, ClientError, connections_target};
-use crate::admin::document::{Check, Checks, ConnectionFilter, Level};
+use crate::admin::document::{BpfLogWanted, Check, Checks, ConnectionFilter, Level};
 use crate::admin::{DEFAULT_SOCKET, host};
 use crate::capture::CaptureOptions;
 
@@ -56,10 +57,49 @@ pub enum Command {
     Connections(ConnectionArgs),
     /// The certificates of this node's identities.
     Certs,
-    /// The BPF maps and what the BPF programs counted.
-    Bpf,
+    /// The BPF maps and what the BPF programs counted; their latest events; their debug log.
+    Bpf(BpfArgs),
     /// Rejected documents with file, line and column, and notices.
     Config,
+}
+
+/// What of BPF.
+#[derive(Debug, Args)]
+pub struct BpfArgs {
+    /// What else than programs, maps and counters.
+    #[command(subcommand)]
+    pub command: Option<BpfCommand>,
+}
+
+/// What of BPF.
+#[derive(Debug, Subcommand)]
+pub enum BpfCommand {
+    /// What the BPF programs refused, dropped or lost of late.
+    Events,
+    /// Switch the debug lines of the BPF programs on (in the agent's log) or off.
+    Log(LogArgs),
+}
+
+/// How to switch the debug lines.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// On or off.
+    pub switch: Switch,
+    /// Only for this pod.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub pod: Option<String>,
+    /// For how long, in seconds, an hour at most: it goes off by itself.
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 300)]
+    pub seconds: u64,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
 }
 
 /// Which connections to show.
@@ -135,7 +175,21 @@ async fn show(cli: &Cli) -> Result<Exit, CtlError> {
                 .await?
         }
         Command::Certs => ask.shown("/certs", render::certificates).await?,
-        Command::Bpf => ask.shown("/bpf", render::bpf).await?,
+        Command::Bpf(BpfArgs { command: None }) => ask.shown("/bpf", render::bpf).await?,
+        Command::Bpf(BpfArgs {
+            command: Some(BpfCommand::Events),
+        }) => ask.shown("/bpf/events", render::bpf_events).await?,
+        Command::Bpf(BpfArgs {
+            command: Some(BpfCommand::Log(args)),
+        }) => {
+            let wanted = BpfLogWanted {
+                on: args.switch == Switch::On,
+                seconds: args.seconds,
+                pod: args.pod.clone(),
+            };
+            let answer = ask.in_time(ask.client.post("/bpf/log", &wanted)).await?;
+            ask.print(&answer, render::bpf_log)?
+        }
         Command::Config => ask.shown("/config", render::config).await?,
     };
     print(&text)?;
@@ -150,8 +204,15 @@ struct Ask<'a> {
 
 impl Ask<'_> {
     async fn bytes(&self, target: &str) -> Result<Bytes, CtlError> {
+        self.in_time(self.client.get(target)).await
+    }
+
+    async fn in_time(
+        &self,
+        answer: impl Future<Output = Result<Bytes, ClientError>>,
+    ) -> Result<Bytes, CtlError> {
         let seconds = self.cli.timeout;
-        match tokio::time::timeout(Duration::from_secs(seconds), self.client.get(target)).await {
+        match tokio::time::timeout(Duration::from_secs(seconds), answer).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(CtlError::Timeout {
                 path: self.cli.socket.clone(),
@@ -166,12 +227,15 @@ impl Ask<'_> {
         target: &str,
         table: fn(&T) -> String,
     ) -> Result<String, CtlError> {
-        let bytes = self.bytes(target).await?;
+        self.print(&self.bytes(target).await?, table)
+    }
+
+    fn print<T: DeserializeOwned>(&self, bytes: &[u8], table: fn(&T) -> String) -> Result<String, CtlError> {
         Ok(match self.cli.output {
             Output::Json => {
-                serde_json::to_string_pretty(&serde_json::from_slice::<serde_json::Value>(&bytes)?)?
+                serde_json::to_string_pretty(&serde_json::from_slice::<serde_json::Value>(bytes)?)?
             }
-            Output::Table => table(&serde_json::from_slice(&bytes)?),
+            Output::Table => table(&serde_json::from_slice(bytes)?),
         })
     }
 }

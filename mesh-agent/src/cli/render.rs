@@ -1,5 +1,7 @@
 //! The documents of the admin API as tables for people, at most [`WIDTH`] columns wide. Pure.
 
+mod kernel;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use mesh_core::manifest::Origin;
 use mesh_core::model::ObjectRef;
@@ -9,6 +11,8 @@ use crate::admin::document::{
     Direction, EnrolmentState, Level, PartyEntry, SecurityState, Status, UsageEntry, WorkloadEntry,
     Workloads,
 };
+
+pub(super) use kernel::{bpf_events, bpf_log};
 
 /// Columns of a table at most.
 const WIDTH: u16 = 100;
@@ -42,6 +46,7 @@ pub(super) fn status(status: &Status) -> String {
         snapshot,
         pods,
         connections,
+        sessions,
         certificates,
         ..
     } = status;
@@ -96,6 +101,13 @@ pub(super) fn status(status: &Status) -> String {
         format!(
             "{} live, {} since the start, {} tried again",
             connections.live, connections.opened, connections.retried
+        ),
+    );
+    row(
+        "Sessions",
+        format!(
+            "{} clients keep to an endpoint (sessionAffinity), {} forgotten early",
+            sessions.live, sessions.evicted
         ),
     );
     row(
@@ -339,11 +351,12 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
         events.add_row([event.event.clone(), event.count.to_string()]);
     }
     format!(
-        "ABI version    {}\nPins in        {}\ncgroup2 at     {}\nAgent's cgroup {}\n\n{}{shadowed}\n{}\n{}\n{}",
+        "ABI version    {}\nPins in        {}\ncgroup2 at     {}\nAgent's cgroup {}\nDebug log      {}\n\n{}{shadowed}\n{}\n{}\n{}",
         bpf.abi_version,
         bpf.bpffs,
         bpf.cgroup2,
         bpf.agent_cgroup,
+        bpf_log(&bpf.log),
         text(pods),
         text(maps),
         text(events),

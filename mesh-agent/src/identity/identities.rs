@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::{SpiffeId, TrustDomain};
 use serde::Serialize;
 use thiserror::Error;
@@ -228,7 +229,7 @@ impl Identities {
             0 => !entry.tls.valid_at(now),
             _ => next > now + schedule::LONGEST_RETRY,
         };
-        next <= now || stranded
+        (next <= now || stranded) && !mutation::is_off(Mechanism::Rotation)
     }
 
     fn until_next(&self, now: SystemTime) -> Duration {

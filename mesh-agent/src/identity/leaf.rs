@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::{IdentityError, SpiffeId};
 use thiserror::Error;
 use x509_parser::extensions::GeneralName;
@@ -89,6 +90,7 @@ fn one_uri(certificate: &X509Certificate<'_>) -> Result<SpiffeId, LeafError> {
         [] => Err(LeafError::NoUriSan),
         [uri] if uri.len() > MAX_URI => Err(LeafError::Malformed("its URI SAN is longer than 2048 bytes")),
         [uri] => uri.parse().map_err(LeafError::NotSpiffe),
+        [uri, ..] if mutation::is_off(Mechanism::PeerSan) => uri.parse().map_err(LeafError::NotSpiffe),
         _ => Err(LeafError::SeveralUriSans(uris.len())),
     }
 }

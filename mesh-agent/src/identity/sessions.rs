@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use mesh_common::mutation::{self, Mechanism};
 use rustls::NamedGroup;
 use rustls::client::{
     ClientSessionMemoryCache, ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue,
@@ -44,6 +45,9 @@ impl Sessions {
 
     /// Forgets all sessions. Live connections do not notice.
     pub(super) fn forget_all(&self) {
+        if mutation::is_off(Mechanism::ForgetSessions) {
+            return;
+        }
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.client
             .store(Arc::new(ClientSessionMemoryCache::new(CLIENT_SERVERS)));

@@ -3,12 +3,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderMap, Method, Request, Uri};
 use mesh_core::model::Workload;
 use mesh_core::plan::{self, Outbound, Reason, Refusal, Transport};
+use mesh_core::snapshot::Snapshot;
 use tokio::net::TcpStream;
 
+use crate::affinity::Client;
 use crate::telemetry::connections::{ConnectionInfo, Reporter, ResponseFlag, Security};
 use crate::tunnel::copy::{self, CopyError, Early, Side};
 use crate::tunnel::{
@@ -112,7 +115,7 @@ async fn carry_out(
     requested: SocketAddr,
 ) {
     let snapshot = context.path.snapshots.load();
-    let planned = plan::outbound(&snapshot, source, requested, rand::random()).and_then(reachable);
+    let planned = plan_for(context, &snapshot, client, source, requested).and_then(reachable);
     drop(snapshot);
     let info = info(context, client, source, requested, planned.as_ref().ok());
     let mut connection = Carried::new(context.path.log.open(info));
@@ -124,6 +127,31 @@ async fn carry_out(
         Ok(()) => connection.ended(),
         Err(failure) => failure.mark(&mut connection),
     }
+}
+
+/// What `plan` says, given the endpoint that the client had before where the service wants it to stay there.
+fn plan_for(
+    context: &PodContext,
+    snapshot: &Snapshot,
+    client: SocketAddr,
+    source: &Workload,
+    requested: SocketAddr,
+) -> Result<Outbound, Refusal> {
+    let plan = |previous| plan::outbound(snapshot, source, requested, previous, rand::random());
+    let Some(session) = plan::session(snapshot, requested) else {
+        return plan(None);
+    };
+    let client = Client {
+        pod: context.pod.uid.clone(),
+        address: client.ip().to_canonical(),
+    };
+    context
+        .path
+        .affinity
+        .decide(session, client, Instant::now(), |previous| {
+            let outbound = plan(previous)?;
+            Ok((outbound.address, outbound))
+        })
 }
 
 /// The agent dials nothing for a pod that means the node, or the pod's own loopback.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::manifest::{Accepted, Contents, Origin, Rejection};
 use mesh_core::model::ObjectRef;
 
@@ -83,6 +84,9 @@ fn names(outcome: &Outcome) -> impl Iterator<Item = ObjectRef> {
 
 /// The objects whose last good version this file may hold in force.
 fn candidates(outcome: &Outcome, before: Option<&Vec<Accepted>>) -> Vec<ObjectRef> {
+    if mutation::is_off(Mechanism::LastGoodState) {
+        return Vec::new();
+    }
     let all_before = || before.into_iter().flatten().map(|one| one.object.name());
     match outcome {
         Outcome::Unreadable(_) => all_before().collect(),

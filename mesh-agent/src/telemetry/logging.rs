@@ -12,7 +12,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use thiserror::Error;
 use tracing::{Metadata, Subscriber};
-use tracing_subscriber::filter::{FilterExt, ParseError, filter_fn};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -21,6 +21,7 @@ use tracing_subscriber::{EnvFilter, Registry};
 
 use self::lines::{LineSender, Lines};
 use super::access_log::TARGET;
+use crate::BPF_LOG_TARGET;
 use crate::settings::{AccessLog, LogFormat};
 
 /// Why logging could not be set up.
@@ -70,6 +71,7 @@ impl Logging {
         let (standard, to_standard) = Lines::start("log", io::stdout()).map_err(LoggingError::Thread)?;
         let mut lines = vec![standard];
         let among = *access == AccessLog::Stdout;
+        let filter = filter.or(filter_fn(is_bpf).with_max_level_hint(LevelFilter::DEBUG));
         let own =
             layer(format, to_standard).with_filter(filter.and(filter_fn(move |m| among || !is_access(m))));
         let registry = tracing_subscriber::registry().with(own);
@@ -99,6 +101,11 @@ impl Logging {
     pub fn reopen(&self) -> Result<(), LoggingError> {
         self.file.as_ref().map_or(Ok(()), |file| file.reopen())
     }
+}
+
+/// Lines of the BPF programs, which come only when somebody has asked for them: shown whatever the filter says.
+fn is_bpf(metadata: &Metadata<'_>) -> bool {
+    metadata.target() == BPF_LOG_TARGET
 }
 
 fn is_access(metadata: &Metadata<'_>) -> bool {

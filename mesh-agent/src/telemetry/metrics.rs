@@ -9,6 +9,8 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
 
+use crate::affinity::AffinityStatus;
+
 use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
 use super::traffic::Sample;
@@ -25,6 +27,19 @@ pub struct MapFill {
     pub entries: Option<u64>,
     /// Entries at most.
     pub capacity: u64,
+}
+
+/// Kernel events that were told one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventReport {
+    /// What.
+    pub event: &'static str,
+    /// The namespace of the workload that it befell; empty where that is not known.
+    pub namespace: String,
+    /// Its name; empty likewise.
+    pub workload: String,
+    /// How many.
+    pub count: u64,
 }
 
 /// What the parts of the agent say about themselves at one moment.
@@ -44,6 +59,12 @@ pub struct Readings {
     pub maps: Vec<MapFill>,
     /// What the BPF programs counted.
     pub events: Vec<(&'static str, u64)>,
+    /// Clients that keep to an endpoint.
+    pub affinity: AffinityStatus,
+    /// Events that were told one by one, each kind, namespace and workload at most once.
+    pub event_reports: Vec<EventReport>,
+    /// Whether the BPF programs write debug lines.
+    pub debug_log: bool,
     /// What each captured pod takes of the workers.
     pub budgets: Vec<BudgetReading>,
 }
@@ -354,6 +375,16 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
             "Entries that a BPF map can hold.",
             maps(|map| Some(map.capacity)),
         ),
+        gauge(
+            "mesh_agent_affinity_sessions",
+            "Clients of services with sessionAffinity that keep to an endpoint.",
+            one(readings.affinity.sessions as u64),
+        ),
+        Kind::Counter.family(
+            "mesh_agent_affinity_evictions_total",
+            "Sessions that were forgotten before their time because the table was full.",
+            one(readings.affinity.evicted),
+        ),
         Kind::Counter.family(
             "mesh_agent_bpf_events_total",
             "What the BPF programs counted.",
@@ -361,7 +392,24 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
                 .map(|(event, n)| Row::new(*n as f64).label("event", event))
                 .collect(),
         ),
+        Kind::Counter.family(
+            "mesh_agent_bpf_event_reports_total",
+            "Events of the BPF programs that were told one by one, by workload: a sample, for there is a limit on each kind.",
+            readings.event_reports.iter().map(event_report).collect(),
+        ),
+        gauge(
+            "mesh_agent_bpf_debug_log",
+            "Whether the BPF programs write debug lines.",
+            one(u64::from(readings.debug_log)),
+        ),
     ]
+}
+
+fn event_report(report: &EventReport) -> Row {
+    Row::new(report.count as f64)
+        .label("event", report.event)
+        .label("namespace", &report.namespace)
+        .label("workload", &report.workload)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mesh_common::mutation::{self, Mechanism};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -122,6 +123,9 @@ impl Budget {
             return Err(self.refuse(Place::Bytes, most));
         }
         let limit = match place {
+            Place::Connection if mutation::is_off(Mechanism::ConnectionBudget) => usize::MAX,
+            Place::Handshake if mutation::is_off(Mechanism::HandshakeBudget) => usize::MAX,
+            Place::Stream if mutation::is_off(Mechanism::StreamBudget) => usize::MAX,
             Place::Connection => self.limits.connections_per_pod,
             Place::Stream => self.limits.streams_per_pod,
             Place::Handshake => self.limits.handshakes_per_pod,
@@ -390,6 +394,22 @@ mod tests {
         let _third = budget.take(Place::Connection).unwrap();
         assert_eq!(budget.usage().taken, [2, 0, 0, 0]);
         assert_eq!(budget.usage().refused, [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn handshakes_run_out_and_come_back() {
+        let budget = Budget::new(Limits {
+            handshakes_per_pod: 1,
+            ..Limits::default()
+        });
+        let first = budget.take(Place::Handshake).unwrap();
+        let over = budget.take(Place::Handshake).map(drop);
+        assert_eq!(
+            over.map_err(|over| (over.place, over.limit)),
+            Err((Place::Handshake, 1))
+        );
+        drop(first);
+        budget.take(Place::Handshake).unwrap();
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use mesh_common::mutation::{self, Mechanism};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
@@ -103,6 +104,9 @@ impl Pressure {
         let window = self.window.load(Ordering::Relaxed);
         // A quarter of a stream's window of slack: the first bytes may have left before the peer's WINDOW_UPDATE came.
         let whole = (window + stream / 4) / stream;
+        if mutation::is_off(Mechanism::StreamCap) {
+            return MAX_STREAMS as usize;
+        }
         usize::try_from(whole.clamp(1, i64::from(MAX_STREAMS))).unwrap_or(1)
     }
 

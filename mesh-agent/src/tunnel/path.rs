@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Account, Budget, Carried, Legs, Pool};
+use crate::affinity::Affinity;
 use crate::capture::{FlowTable, Pod};
 use crate::identity::Identities;
 use crate::state::SnapshotCell;
@@ -50,6 +51,8 @@ impl Default for Limits {
 pub struct DataPath {
     /// The state of the mesh.
     pub snapshots: Arc<SnapshotCell>,
+    /// Which endpoints clients had last.
+    pub affinity: Arc<Affinity>,
     /// What captured connections asked for.
     pub flows: Arc<dyn FlowTable>,
     /// The pods' certificates.

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::{SpiffeId, WorkloadUid};
 use mesh_core::snapshot::Snapshot;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::client::{Driver, Slot};
 use super::meter::Room;
@@ -38,6 +40,9 @@ pub struct PoolKey {
 impl PoolKey {
     /// Whether the destination still is what it was: there, at that address, of that identity, enrolled.
     pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        if mutation::is_off(Mechanism::PoolPruning) {
+            return true;
+        }
         snapshot.workload(&self.destination).is_some_and(|workload| {
             workload.enrolment.is_enrolled()
                 && workload.identity == self.expected
@@ -57,6 +62,8 @@ struct Entry {
     connections: Vec<Arc<Connection>>,
     /// The dial under way, which everybody waits for.
     dial: Option<Dial>,
+    /// Cancelled to end its connections at once; the pod's own end cancels it, too.
+    stop: CancellationToken,
 }
 
 /// Becomes `Some` with the outcome.
@@ -119,7 +126,10 @@ impl Pool {
         if context.stop.is_cancelled() {
             return Err(TunnelError::Retired(key.gateway));
         }
-        let entry = entries.entry(key.clone()).or_default();
+        let entry = entries.entry(key.clone()).or_insert_with(|| Entry {
+            stop: context.stop.child_token(),
+            ..Entry::default()
+        });
         entry.connections.retain(|c| !c.pressure().is_closing());
         if let Some(look) = entry.pick(refused) {
             return Ok(look);
@@ -139,8 +149,9 @@ impl Pool {
         }
         let (told, dial) = watch::channel(None);
         entry.dial = Some(dial.clone());
+        let stop = entry.stop.clone();
         drop(entries);
-        self.dial(context, key.clone(), told);
+        self.dial(context, key.clone(), told, stop);
         Ok(Look::Dial(dial))
     }
 
@@ -149,9 +160,10 @@ impl Pool {
         context: &Arc<PodContext>,
         key: PoolKey,
         told: watch::Sender<Option<Result<(), TunnelError>>>,
+        stop: CancellationToken,
     ) {
         let (pool, for_task) = (Arc::clone(self), Arc::clone(context));
-        context.tasks.spawn(context.stop.clone(), async move {
+        context.tasks.spawn(stop, async move {
             let outcome = Connection::dial(&for_task, &key).await;
             let (outcome, driver) = pool.dialled(&key, outcome);
             told.send_replace(Some(outcome));
@@ -213,9 +225,15 @@ impl Pool {
         self.retain(|key| key.source != *source);
     }
 
-    /// Drops the connections to workloads that are not what they were: gone, at another address, of another identity, not enrolled.
-    /// Their streams may end in their own time.
+    /// Drops the connections to workloads that are not what they were: at another address, of another identity, not enrolled. Their
+    /// streams may end in their own time. Those to a workload that is gone end at once, with their streams: nobody is there any more, and
+    /// whoever comes to its address knows nothing of them.
     pub fn prune(&self, snapshot: &Snapshot) {
+        for (key, entry) in &*self.entries() {
+            if snapshot.workload(&key.destination).is_none() {
+                entry.stop.cancel();
+            }
+        }
         self.retain(|key| key.is_current(snapshot));
     }
 

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mesh_common::MAX_WORKERS;
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::WorkloadUid;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
@@ -151,6 +152,9 @@ impl PodServer for Workers {
     }
 
     fn retire(&self, pod: &WorkloadUid) {
+        if mutation::is_off(Mechanism::Retirement) {
+            return;
+        }
         for worker in &self.workers {
             let context = worker.pods().remove(pod);
             if let Some(context) = context {
@@ -158,6 +162,7 @@ impl PodServer for Workers {
             }
             worker.pool.retire(pod);
         }
+        self.path.affinity.forget(pod);
     }
 }
 
@@ -205,6 +210,7 @@ impl Worker {
             }
             context.stop.cancel();
             self.pool.retire(&pod.uid);
+            path.affinity.forget(&pod.uid);
         }
         let context = Arc::new(PodContext {
             pod: Arc::clone(pod),

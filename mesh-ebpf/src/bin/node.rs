@@ -9,6 +9,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use mesh_ebpf::connect::{self, Verdict};
+use mesh_ebpf::mutation::{self, Mechanism};
 use mesh_ebpf::{ctx, delivery, peer_name};
 
 const REFUSE: i32 = 0;
@@ -18,6 +19,7 @@ const PASS: i32 = 1;
 #[cgroup_sock_addr(connect4)]
 pub fn capture_connect4(ctx: SockAddrContext) -> i32 {
     match connect::capture(&ctx, ctx::sock_addr_addr4(&ctx)) {
+        _ if mutation::is_off(Mechanism::Connect4) => PASS,
         Verdict::Pass => PASS,
         Verdict::Refuse(_) => REFUSE,
         Verdict::Rewrite(addr, port) => {
@@ -31,6 +33,7 @@ pub fn capture_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn capture_connect6(ctx: SockAddrContext) -> i32 {
     match connect::capture(&ctx, ctx::sock_addr_addr6(&ctx)) {
+        _ if mutation::is_off(Mechanism::Connect6) => PASS,
         Verdict::Pass => PASS,
         Verdict::Refuse(_) => REFUSE,
         Verdict::Rewrite(addr, port) => {
@@ -45,6 +48,7 @@ pub fn capture_connect6(ctx: SockAddrContext) -> i32 {
 pub fn show_peer4(ctx: SockAddrContext) -> i32 {
     if let Some(peer) = peer_name::shown(&ctx)
         && peer.addr.is_v4()
+        && !mutation::is_off(Mechanism::GetPeerName4)
     {
         ctx::set_sock_addr4(&ctx, peer.addr, peer.port);
     }
@@ -54,7 +58,9 @@ pub fn show_peer4(ctx: SockAddrContext) -> i32 {
 /// Shows a pod's IPv6 sockets their true peers.
 #[cgroup_sock_addr(getpeername6)]
 pub fn show_peer6(ctx: SockAddrContext) -> i32 {
-    if let Some(peer) = peer_name::shown(&ctx) {
+    if let Some(peer) = peer_name::shown(&ctx)
+        && !mutation::is_off(Mechanism::GetPeerName6)
+    {
         ctx::set_sock_addr6(&ctx, peer.addr, peer.port);
     }
     PASS

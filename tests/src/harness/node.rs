@@ -172,6 +172,23 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Removes a pod: its link first, so that nobody hears of its end, then its processes and the name of its namespace. Its addresses are
+    /// free from then on.
+    ///
+    /// # Errors
+    /// When its link is gone already.
+    pub fn remove(&self, pod: Pod) -> Result<()> {
+        let Pod {
+            cgroup, netns, veth, ..
+        } = pod;
+        self.netns.ip(&["link", "delete", &veth])?;
+        drop(cgroup);
+        drop(netns);
+        Ok(())
+    }
+}
+
 /// What a pod's manifest says. Change it before writing the manifest to describe the pod differently.
 #[derive(Clone, Debug)]
 pub struct PodSpec {

@@ -151,11 +151,11 @@ impl Scene {
     /// Changes documents by `edit` and waits until both agents have a newer snapshot in force.
     ///
     /// # Errors
-    /// When they have not within three seconds.
+    /// When they have not within ten seconds.
     pub fn change(&self, edit: impl FnOnce(&Manifests) -> Result<()>) -> Result<()> {
         let before = self.versions()?;
         edit(&self.config)?;
-        wait_for("the change is in force", Duration::from_secs(3), || {
+        wait_for("the change is in force", Duration::from_secs(10), || {
             let now = self.versions()?;
             if now.iter().zip(&before).all(|(now, before)| now > before) {
                 Ok(())

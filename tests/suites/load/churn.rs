@@ -67,7 +67,9 @@ fn a_hundred_thousand_failed_reset_and_clean_connections_leave_both_flow_maps_em
     let denied = format!("refused@{}:8080", scene.near.ip4());
     scene.config.peer_authentication(MESH, "STRICT")?;
     wait_for("plaintext is denied", Duration::from_secs(30), || {
-        let probe = scene.visitor.load(LONG, &["churn", &denied, "--count", "1"])?;
+        let probe = scene
+            .visitor
+            .load(LONG, &["churn", &denied, "--count", "1", "--timeout", "1000"])?;
         ensure!(probe.ok == 1, "{probe:?}");
         Ok(())
     })?;

@@ -36,9 +36,14 @@ pub fn node(document: &core::Node, _: &mut Remarks) -> Result<Node, Invalid> {
         .labels
         .as_ref()
         .and_then(|labels| labels.get(ZONE));
+    // Host names stand there too; like the addresses in a pod's status, these only ever keep others away from an address.
+    let status = document.status.as_ref();
+    let listed = status.and_then(|s| s.addresses.as_ref()).into_iter().flatten();
+    let addresses = listed.filter_map(|entry| entry.address.parse::<IpAddr>().ok());
     Ok(Node {
         name: check::name(&document.metadata)?,
         zone: zone.filter(|zone| !zone.is_empty()).cloned(),
+        addresses: addresses.map(|address| address.to_canonical()).collect(),
     })
 }
 

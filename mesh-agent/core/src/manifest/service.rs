@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -9,10 +10,13 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::check;
 use super::report::{Invalid, NoticeKind, Path, Remarks};
 use crate::model::{
-    Distribution, EndpointSlice, IpFamily, PortSpec, ServiceRef, ServiceSpec, SliceEndpoint, TargetPort,
+    Distribution, EndpointSlice, ExternalAddress, ExternalKind, IpFamily, PortSpec, ServiceRef, ServiceSpec,
+    SliceEndpoint, TargetPort,
 };
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// How long a client keeps its endpoint where the document does not say, and the longest that it may say, seconds.
+const AFFINITY: (u32, u32) = (10_800, 86_400);
 
 /// A Service from the document.
 ///
@@ -33,10 +37,18 @@ pub fn service(document: &core::Service, remarks: &mut Remarks) -> Result<Servic
             "an ExternalName service is a DNS alias: the mesh carries nothing to it",
         );
     }
-    without_effect(spec, remarks);
+    let vips = vips(spec, external_name, remarks)?;
     Ok(ServiceSpec {
         name,
-        vips: vips(spec, external_name, remarks)?,
+        created: document
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(0, |time| time.0.as_second()),
+        external: external(document, spec, &vips, remarks)?,
+        source_ranges: source_ranges(spec, remarks)?,
+        affinity: affinity(spec, &vips, remarks)?,
+        vips,
         ports: ports(spec, remarks)?,
         selector: spec.selector.clone().unwrap_or_default(),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
@@ -47,33 +59,142 @@ pub fn service(document: &core::Service, remarks: &mut Remarks) -> Result<Servic
     })
 }
 
-/// Names the fields that change where kube-proxy sends a connection and do not change it here yet.
-fn without_effect(spec: &core::ServiceSpec, remarks: &mut Remarks) {
-    let mut say = |field: &str, message: &str| {
-        remarks.add(
-            Path::of(field),
-            NoticeKind::Ignored,
-            format!("{field} has no effect yet: {message}"),
-        );
+/// `spec.sessionAffinity` and its configuration, in seconds.
+fn affinity(
+    spec: &core::ServiceSpec,
+    vips: &[IpAddr],
+    remarks: &mut Remarks,
+) -> Result<Option<u32>, Invalid> {
+    let config = spec.session_affinity_config.as_ref();
+    let written = config
+        .and_then(|c| c.client_ip.as_ref())
+        .and_then(|c| c.timeout_seconds);
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => {
+            if written.is_some() {
+                let message =
+                    "spec.sessionAffinityConfig has no effect without spec.sessionAffinity: ClientIP";
+                remarks.add(
+                    Path::of("spec.sessionAffinityConfig"),
+                    NoticeKind::Ignored,
+                    message,
+                );
+            }
+            return Ok(None);
+        }
+        Some("ClientIP") => {}
+        Some(other) => {
+            let path = Path::of("spec.sessionAffinity");
+            let message = format!("{path} is {other:?}: expected ClientIP or None");
+            return Err(Invalid::at(path, message));
+        }
+    }
+    let (usual, longest) = AFFINITY;
+    let seconds = match written.map(u32::try_from) {
+        None => usual,
+        Some(Ok(seconds)) if (1..=longest).contains(&seconds) => seconds,
+        Some(_) => {
+            let path = Path::of("spec.sessionAffinityConfig.clientIP.timeoutSeconds");
+            let written = written.unwrap_or_default();
+            let message = format!("{path} is {written}: expected 1 to {longest} seconds");
+            return Err(Invalid::at(path, message));
+        }
     };
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        say(
-            "spec.sessionAffinity",
-            "each connection may go to another endpoint",
+    if vips.is_empty() {
+        let message = "spec.sessionAffinity has no effect on a service without an address: its clients choose among its pods themselves";
+        remarks.add(Path::of("spec.sessionAffinity"), NoticeKind::Ignored, message);
+    }
+    Ok(Some(seconds))
+}
+
+/// `spec.externalIPs` and `status.loadBalancer.ingress`. As for kube-proxy, they belong to a service that has a ClusterIP of their family.
+fn external(
+    document: &core::Service,
+    spec: &core::ServiceSpec,
+    vips: &[IpAddr],
+    remarks: &mut Remarks,
+) -> Result<Vec<ExternalAddress>, Invalid> {
+    let mut found = Vec::new();
+    for (i, text) in spec.external_ips.iter().flatten().enumerate() {
+        let path = Path::of("spec.externalIPs").index(i);
+        let address = check::address(text, path.clone())?;
+        found.push((path, address, ExternalKind::ExternalIp));
+    }
+    found.extend(load_balancer(document, spec, remarks));
+    let mut kept = Vec::new();
+    for (path, address, kind) in found {
+        if vips.iter().any(|vip| IpFamily::of(*vip) == IpFamily::of(address)) {
+            let external = ExternalAddress { address, kind };
+            if !kept.contains(&external) {
+                kept.push(external);
+            }
+        } else {
+            let message =
+                format!("{path} {address} has no effect: the service has no clusterIP of its family");
+            remarks.add(path, NoticeKind::Ignored, message);
+        }
+    }
+    Ok(kept)
+}
+
+/// The addresses of the load balancer that stand for the service on every node (ipMode VIP, KEP-1860). What a controller wrote into the
+/// status costs the address, not the service.
+fn load_balancer(
+    document: &core::Service,
+    spec: &core::ServiceSpec,
+    remarks: &mut Remarks,
+) -> Vec<(Path, IpAddr, ExternalKind)> {
+    let status = document.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+    let ingress = status.and_then(|s| s.ingress.as_ref()).into_iter().flatten();
+    let typed = spec.type_.as_deref() == Some("LoadBalancer");
+    let mut found = Vec::new();
+    for (i, entry) in ingress.enumerate() {
+        let path = Path::of("status.loadBalancer.ingress").index(i);
+        let Some(text) = entry.ip.as_deref().filter(|ip| !ip.is_empty()) else {
+            continue; // A host name: clients look it up and reach whatever it means.
+        };
+        let mut ignore = |message: String| remarks.add(path.clone(), NoticeKind::Ignored, message);
+        match entry.ip_mode.as_deref() {
+            None | Some("" | "VIP") if typed => match check::address(text, path.clone().key("ip")) {
+                Ok(address) => found.push((path, address, ExternalKind::LoadBalancer)),
+                Err(invalid) => ignore(format!("{}: ignored", invalid.message)),
+            },
+            // The load balancer wants to see these connections: they go there as they are.
+            Some("Proxy") if typed => {}
+            Some(other) if typed => ignore(format!(
+                "{path}.ipMode is {other:?}: expected VIP or Proxy; the address is ignored"
+            )),
+            _ => ignore(format!(
+                "{path} has no effect: the service is not of type LoadBalancer"
+            )),
+        }
+    }
+    found
+}
+
+fn source_ranges(spec: &core::ServiceSpec, remarks: &mut Remarks) -> Result<Vec<IpNet>, Invalid> {
+    let mut found = Vec::new();
+    for (i, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+        let path = Path::of("spec.loadBalancerSourceRanges").index(i);
+        match text.trim().parse::<IpNet>() {
+            Ok(range) => found.push(range.trunc()),
+            Err(_) => {
+                let message = format!(
+                    "{path} {text:?} is no address range: expected one such as 10.0.0.0/8 or fd00::/8"
+                );
+                return Err(Invalid::at(path, message));
+            }
+        }
+    }
+    if !found.is_empty() && spec.type_.as_deref() != Some("LoadBalancer") {
+        let message = "spec.loadBalancerSourceRanges has no effect: the service is not of type LoadBalancer";
+        remarks.add(
+            Path::of("spec.loadBalancerSourceRanges"),
+            NoticeKind::Ignored,
+            message,
         );
     }
-    if spec.external_ips.iter().flatten().next().is_some() {
-        say(
-            "spec.externalIPs",
-            "the mesh does not know these addresses and carries connections to them as they are",
-        );
-    }
-    if spec.type_.as_deref() == Some("LoadBalancer") {
-        say(
-            "spec.type",
-            "the mesh does not know load balancers' addresses and carries connections to them as they are",
-        );
-    }
+    Ok(found)
 }
 
 fn node_local(spec: &core::ServiceSpec) -> Result<bool, Invalid> {

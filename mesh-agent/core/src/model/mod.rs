@@ -12,5 +12,5 @@ pub use object::{
     EndpointSlice, IpFamily, Namespace, Node, Object, ObjectRef, Pod, PortSpec, ServiceSpec, SliceEndpoint,
     TargetPort, Wish,
 };
-pub use service::{Distribution, Endpoint, Service, ServicePort, ServiceRef};
+pub use service::{Distribution, Endpoint, ExternalAddress, ExternalKind, Service, ServicePort, ServiceRef};
 pub use workload::{Enrolment, Location, Owner, Workload, WorkloadUid};

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Distribution, Location, Owner, PeerAuthentication, ServiceRef};
+use super::{Distribution, ExternalAddress, Location, Owner, PeerAuthentication, ServiceRef};
 
 /// Names an object of any kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -91,13 +92,15 @@ pub struct Namespace {
     pub wish: Option<Wish>,
 }
 
-/// A Node: of it, only where it stands.
+/// A Node: of it, only where it stands and what leads to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// `metadata.name`.
     pub name: String,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
+    /// `status.addresses`, those that are IP addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A Pod.
@@ -166,8 +169,16 @@ pub struct PortSpec {
 pub struct ServiceSpec {
     /// Its name.
     pub name: ServiceRef,
+    /// `metadata.creationTimestamp` as seconds since the epoch, 0 where absent: the oldest keeps an external address that several claim.
+    pub created: i64,
     /// Its ClusterIPs; empty for a headless one.
     pub vips: Vec<IpAddr>,
+    /// `spec.externalIPs`, and the addresses of its load balancer; empty for a headless one.
+    pub external: Vec<ExternalAddress>,
+    /// `spec.loadBalancerSourceRanges`: whose clients its load balancer's addresses serve; empty for everybody's.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.sessionAffinity` is `ClientIP`: for how many seconds after its last connection a client gets the same endpoint again.
+    pub affinity: Option<u32>,
     /// Its TCP ports.
     pub ports: Vec<PortSpec>,
     /// Its selector; empty where it selects nothing.

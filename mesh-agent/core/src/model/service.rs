@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::WorkloadUid;
@@ -48,6 +49,25 @@ pub enum Distribution {
     SameNode,
 }
 
+/// What makes an address beside the ClusterIPs one of a service's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExternalKind {
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress` with ipMode VIP.
+    LoadBalancer,
+}
+
+/// An address beside the ClusterIPs at which clients reach a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct ExternalAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// What makes it one of the service's.
+    pub kind: ExternalKind,
+}
+
 /// One address that serves a service port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Endpoint {
@@ -80,7 +100,13 @@ pub struct Service {
     pub hostname: String,
     /// Its ClusterIPs; empty for a headless one.
     pub vips: Vec<IpAddr>,
-    /// `spec.internalTrafficPolicy` is `Local`: a ClusterIP leads only to endpoints on the client's node.
+    /// Its addresses beside these. One that belongs to somebody else leads there; the snapshot knows.
+    pub external: Vec<ExternalAddress>,
+    /// `spec.loadBalancerSourceRanges`: whose clients its load balancer's addresses serve; empty for everybody's.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.sessionAffinity` is `ClientIP`: for how many seconds after its last connection a client gets the same endpoint again.
+    pub affinity: Option<u32>,
+    /// `spec.internalTrafficPolicy` is `Local`: a ClusterIP leads only to endpoints on the client's node. Other addresses do not care.
     pub node_local: bool,
     /// Which endpoints are preferred.
     pub distribution: Distribution,

@@ -91,8 +91,16 @@ fn preferred<'e>(
     on_node.or(in_zone).unwrap_or(ready)
 }
 
-/// One of `candidates`, by a random number.
-pub(super) fn pick(candidates: &[&Endpoint], random: u64) -> Option<SocketAddr> {
+/// The one of `candidates` that the client had before, or one by a random number.
+pub(super) fn pick(
+    candidates: &[&Endpoint],
+    previous: Option<SocketAddr>,
+    random: u64,
+) -> Option<SocketAddr> {
+    let still_there = |address: &SocketAddr| candidates.iter().any(|endpoint| endpoint.address == *address);
+    if let Some(previous) = previous.filter(still_there) {
+        return Some(previous);
+    }
     let count = u64::try_from(candidates.len()).ok().filter(|count| *count > 0)?;
     let index = usize::try_from(random % count).ok()?;
     candidates.get(index).map(|endpoint| endpoint.address)

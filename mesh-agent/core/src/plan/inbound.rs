@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::is_agent_port;
+use mesh_common::mutation::{self, Mechanism};
 
 use super::{Inbound, Permit, Reason, Refusal};
 use crate::model::{MtlsMode, Workload, WorkloadUid};
@@ -29,7 +30,10 @@ pub fn inbound(
     let address = own_address(inbound.address, &workload.addresses)
         .map_err(|(reason, why)| refuse(reason, workload, inbound, &why))?;
     match inbound.identity {
-        Some(id) if !snapshot.is_local_trust_domain(id.trust_domain()) => {
+        Some(id)
+            if !snapshot.is_local_trust_domain(id.trust_domain())
+                && !mutation::is_off(Mechanism::PlanTrustDomain) =>
+        {
             let why = format!(
                 "its trust domain {} is neither {} nor an alias of it (settings trustDomain and trustDomainAliases)",
                 id.trust_domain(),
@@ -68,7 +72,7 @@ pub fn hbone_authority(authority: &str, pod: &[IpAddr]) -> Result<SocketAddr, Re
 /// `address` in canonical form, if it is one of `own` and the port is an application's.
 fn own_address(address: SocketAddr, own: &[IpAddr]) -> Result<SocketAddr, (Reason, String)> {
     let ip = address.ip().to_canonical();
-    if !own.contains(&ip) {
+    if !own.contains(&ip) && !mutation::is_off(Mechanism::Authority) {
         let own: Vec<String> = own.iter().map(ToString::to_string).collect();
         let why = format!(
             "{ip} is not an address of the pod that it reached ({})",
@@ -93,6 +97,7 @@ fn plaintext(snapshot: &Snapshot, workload: &Workload, inbound: &Inbound<'_>) ->
     let decision = snapshot.mtls_decision(workload, inbound.address.port());
     match decision {
         Some(decision) if decision.mode == MtlsMode::Permissive => Ok(()),
+        _ if mutation::is_off(Mechanism::StrictDrop) => Ok(()),
         decision => {
             let policy = decision.and_then(|decision| decision.decided_by.as_ref());
             let policy =

@@ -10,13 +10,14 @@ mod tests;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::model::{Service, SpiffeId, Workload};
+use crate::model::{Service, ServiceRef, SpiffeId, Workload};
 
 pub use inbound::{hbone_authority, inbound};
-pub use outbound::outbound;
+pub use outbound::{outbound, session};
 
 /// Why a connection is refused. The names are the `reason` label of metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -32,6 +33,8 @@ pub enum Reason {
     UnknownServicePort,
     /// The service has no endpoint that takes connections.
     NoEndpoints,
+    /// The service's load balancer does not serve this client: spec.loadBalancerSourceRanges.
+    SourceRange,
     /// Plaintext to a workload whose policy is STRICT.
     PlaintextRefused,
     /// The peer's identity is of another trust domain.
@@ -49,6 +52,7 @@ impl Reason {
             Reason::ContestedAddress => "contested_address",
             Reason::UnknownServicePort => "unknown_service_port",
             Reason::NoEndpoints => "no_endpoints",
+            Reason::SourceRange => "source_range",
             Reason::PlaintextRefused => "plaintext_refused",
             Reason::ForeignTrustDomain => "foreign_trust_domain",
             Reason::WrongAuthority => "wrong_authority",
@@ -90,6 +94,18 @@ pub struct Outbound {
     pub address: SocketAddr,
     /// How it goes there.
     pub transport: Transport,
+}
+
+/// What a client's connections have in common that go to the same endpoint as long as there is one: those to one port of a service with
+/// `sessionAffinity: ClientIP`, at whichever of its addresses. The client is the caller's to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The service.
+    pub service: ServiceRef,
+    /// Its port.
+    pub port: u16,
+    /// For how long it lasts without a connection.
+    pub timeout: Duration,
 }
 
 /// How an outbound connection goes to its destination.

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use super::Contested;
 use crate::manifest::NoticeKind;
-use crate::model::{ObjectRef, Pod, Workload};
+use crate::model::{Node, ObjectRef, Pod, Workload};
 
 /// The outcome for all addresses.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     pub(super) by_address: HashMap<IpAddr, Arc<Workload>>,
     pub(super) contested: HashMap<IpAddr, Contested>,
+    /// All that pods claim, whether or not it leads to one.
+    pub(super) of_pods: HashSet<IpAddr>,
+    pub(super) of_nodes: HashSet<IpAddr>,
     pub(super) remarks: Vec<super::mtls::Remark>,
 }
 
@@ -20,8 +23,8 @@ pub(super) struct Addresses {
 /// is contested when an enrolled workload is among the claimants, so that nobody dials it in plaintext.
 ///
 /// A pod on its way out yields to its successor at the same address, unless that would turn an enrolled address into a plain one.
-pub(super) fn index(pods: &[(&Pod, Arc<Workload>)]) -> Addresses {
-    let mut of_nodes: HashSet<IpAddr> = HashSet::new();
+pub(super) fn index(pods: &[(&Pod, Arc<Workload>)], nodes: &[&Node]) -> Addresses {
+    let mut of_nodes: HashSet<IpAddr> = nodes.iter().flat_map(|node| &node.addresses).copied().collect();
     let mut claims: BTreeMap<IpAddr, Vec<&(&Pod, Arc<Workload>)>> = BTreeMap::new();
     for entry in pods {
         let (pod, _) = entry;
@@ -41,7 +44,9 @@ pub(super) fn index(pods: &[(&Pod, Arc<Workload>)]) -> Addresses {
             Some(workload) => drop(found.by_address.insert(address, workload.clone())),
             None => found.refuse(address, &claimants, node_address),
         }
+        found.of_pods.insert(address);
     }
+    found.of_nodes = of_nodes;
     found
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::endpoints::Sources;
 use super::mtls::{Policies, Remark};
-use super::{Diagnostics, MeshSettings, Snapshot, addresses};
+use super::{Diagnostics, MeshSettings, Snapshot, addresses, fronts};
 use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
 use crate::model::{
     EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service, ServiceSpec,
@@ -23,7 +23,7 @@ impl Snapshot {
     ) -> Self {
         let mut builder = Builder::new(accepted, diagnostics);
         let pods = builder.workloads(&settings);
-        let addresses = addresses::index(&pods);
+        let addresses = addresses::index(&pods, &builder.nodes);
         let policies = Policies::new(
             builder.policies.drain(..).collect(),
             &settings.root_namespace,
@@ -36,12 +36,18 @@ impl Snapshot {
             mtls.insert(workload.uid.clone(), Arc::new(effective));
         }
         builder.remarks.extend(overlaps);
-        builder.remarks.extend(addresses.remarks);
         let zones = builder.zones();
         let services = builder.services(&settings, &zones, |address| {
             addresses.by_address.get(&address).cloned()
         });
-        let by_vip = builder.vips(&services);
+        let by_vip = fronts::by_vip(&services, &mut builder.remarks);
+        let by_external = fronts::by_external(
+            &builder.by_age(&services),
+            &by_vip,
+            &addresses,
+            &mut builder.remarks,
+        );
+        builder.remarks.extend(addresses.remarks);
         Self {
             version,
             workloads: pods
@@ -54,6 +60,7 @@ impl Snapshot {
                 .map(|service| (service.name.clone(), service))
                 .collect(),
             by_vip,
+            by_external,
             zones,
             peer_authentications: policies.in_force().cloned().collect(),
             contested: addresses.contested,
@@ -190,24 +197,16 @@ impl<'a> Builder<'a> {
             .collect()
     }
 
-    /// Services by ClusterIP; `services` come sorted by name, and the first one keeps a contested address.
-    fn vips(&mut self, services: &[Arc<Service>]) -> HashMap<std::net::IpAddr, Arc<Service>> {
-        let mut by_vip: HashMap<_, Arc<Service>> = HashMap::new();
-        for service in services {
-            for vip in &service.vips {
-                if let Some(holder) = by_vip.get(vip) {
-                    let name = ObjectRef::new("Service", &service.name.namespace, &service.name.name);
-                    let message = format!(
-                        "clusterIP {vip} belongs to Service {} already: ignored here",
-                        holder.name
-                    );
-                    self.remarks.push((name, NoticeKind::Conflict, message));
-                } else {
-                    by_vip.insert(*vip, service.clone());
-                }
-            }
-        }
-        by_vip
+    /// The oldest first; of the same age, as they come.
+    fn by_age(&self, services: &[Arc<Service>]) -> Vec<Arc<Service>> {
+        let created: HashMap<_, _> = self
+            .services
+            .iter()
+            .map(|spec| (&spec.name, spec.created))
+            .collect();
+        let mut sorted = services.to_vec();
+        sorted.sort_by_key(|service| created.get(&service.name).copied());
+        sorted
     }
 
     fn diagnostics(mut self) -> Diagnostics {

@@ -66,7 +66,8 @@ impl<'a> Sources<'a> {
                 let zone = || self.zones.get(endpoint.node.as_deref()?).cloned();
                 endpoint.zone = endpoint.zone.take().or_else(zone);
             }
-            found.sort_by_key(|endpoint| endpoint.address);
+            // The same endpoint may stand in several slices while the controller moves it; the better word counts.
+            found.sort_by_key(|endpoint| (endpoint.address, !endpoint.ready, !endpoint.serving));
             found.dedup_by_key(|endpoint| endpoint.address);
             endpoints.insert(port.port, found);
         }
@@ -79,6 +80,9 @@ impl<'a> Sources<'a> {
             name: name.clone(),
             hostname: format!("{}.{}.svc.{cluster_domain}", name.name, name.namespace),
             vips: spec.vips.clone(),
+            external: spec.external.clone(),
+            source_ranges: spec.source_ranges.clone(),
+            affinity: spec.affinity,
             node_local: spec.node_local,
             distribution: spec.distribution,
             ports: spec.ports.iter().map(port).collect(),

@@ -3,12 +3,13 @@
 mod addresses;
 mod build;
 mod endpoints;
+mod fronts;
 mod mtls;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub(crate) by_address: HashMap<IpAddr, Arc<Workload>>,
     pub(crate) services: HashMap<ServiceRef, Arc<Service>>,
     pub(crate) by_vip: HashMap<IpAddr, Arc<Service>>,
+    /// By the addresses that services have beside ClusterIPs, and their ports. Holds no address of a pod, a node, or a ClusterIP.
+    pub(crate) by_external: HashMap<SocketAddr, Arc<Service>>,
     /// The zones of nodes, where known.
     pub(crate) zones: HashMap<Arc<str>, Arc<str>>,
     pub(crate) peer_authentications: Vec<PeerAuthentication>,
@@ -83,6 +86,7 @@ impl Snapshot {
             by_address: HashMap::new(),
             services: HashMap::new(),
             by_vip: HashMap::new(),
+            by_external: HashMap::new(),
             zones: HashMap::new(),
             peer_authentications: Vec::new(),
             contested: HashMap::new(),
@@ -129,6 +133,11 @@ impl Snapshot {
     /// The service with this ClusterIP.
     pub fn service_by_vip(&self, address: IpAddr) -> Option<&Arc<Service>> {
         self.by_vip.get(&address)
+    }
+
+    /// The service that has this address and port beside its ClusterIPs.
+    pub fn service_by_external(&self, address: SocketAddr) -> Option<&Arc<Service>> {
+        self.by_external.get(&address)
     }
 
     /// The zone that the node `name` stands in, where known.

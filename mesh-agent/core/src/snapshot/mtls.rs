@@ -33,6 +33,9 @@ impl EffectiveMtls {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 /// The policies of a mesh, sorted by scope.
 #[derive(Debug, Default)]
 pub(super) struct Policies {

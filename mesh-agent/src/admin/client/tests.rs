@@ -4,7 +4,8 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::admin::document::{
-    Bpf, Certificates, Checks, Config, ConnectionEntry, Connections, Status, Workloads,
+    Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionEntry, Connections, Status,
+    Workloads,
 };
 use crate::admin::{AdminServer, AdminSocket, View};
 use crate::telemetry::connections::tests::info;
@@ -39,6 +40,21 @@ impl View for Shown {
 
     fn bpf(&self) -> Bpf {
         Bpf::default()
+    }
+
+    fn bpf_events(&self) -> BpfEvents {
+        BpfEvents::default()
+    }
+
+    fn set_bpf_log(&self, wanted: &BpfLogWanted) -> Result<BpfLog, String> {
+        match &wanted.pod {
+            Some(pod) => Err(format!("no pod {pod} is captured")),
+            None => Ok(BpfLog {
+                on: wanted.on,
+                remaining_seconds: wanted.seconds,
+                pod: None,
+            }),
+        }
     }
 
     fn checks(&self) -> Checks {
@@ -163,4 +179,28 @@ async fn an_answer_of_another_shape_is_not_taken_for_a_document() {
     let served = serve();
     let error = served.client.document::<Status>("/workloads").await.unwrap_err();
     assert!(matches!(error, ClientError::Shape(_)), "{error}");
+}
+
+#[tokio::test]
+async fn the_debug_log_is_switched_by_a_question_and_refused_with_a_sentence() {
+    let served = serve();
+    let wanted = BpfLogWanted {
+        on: true,
+        seconds: 60,
+        pod: None,
+    };
+    let answer = served.client.post("/bpf/log", &wanted).await.unwrap();
+    let log: BpfLog = serde_json::from_slice(&answer).unwrap();
+    assert!(log.on && log.remaining_seconds == 60);
+    let nobody = BpfLogWanted {
+        pod: Some("shop/nobody".into()),
+        ..wanted
+    };
+    let error = served.client.post("/bpf/log", &nobody).await.unwrap_err();
+    assert!(error.to_string().contains("shop/nobody"), "{error}");
+    let error = served.client.post("/bpf/log", &"nonsense").await.unwrap_err();
+    assert!(matches!(error, ClientError::Refused { .. }), "{error}");
+    let error = served.client.get("/bpf/log").await.unwrap_err();
+    assert!(matches!(error, ClientError::Refused { .. }), "{error}");
+    assert!(served.client.get("/bpf/events").await.is_ok());
 }

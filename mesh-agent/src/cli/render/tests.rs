@@ -230,6 +230,7 @@ fn bpf_shows_the_fill_of_maps() {
             event: "connect_captured".into(),
             count: 7,
         }],
+        log: BpfLog::default(),
     });
     assert!(
         narrow(&text).contains("50.0 %") && text.contains("connect_captured"),
@@ -314,4 +315,52 @@ fn durations_and_sizes_are_short() {
         .map(bytes)
         .collect();
     assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "16.0 EiB"]);
+}
+
+#[test]
+fn kernel_events_are_shown_with_their_flow_and_what_to_do() {
+    let event = BpfEventEntry {
+        at: "2026-11-21T12:00:00Z".into(),
+        event: "connect_refused_protocol".into(),
+        workload: Some("shop/web-5d4f8c7b9-x2x9z".into()),
+        netns_cookie: 4711,
+        from: None,
+        to: "198.18.0.1:80".parse().unwrap(),
+        protocol: "mptcp".into(),
+        pid: Some(42),
+        process: Some("curl".into()),
+        advice: "MPTCP sockets are refused".into(),
+    };
+    let stranger = BpfEventEntry {
+        workload: None,
+        process: None,
+        from: Some("198.18.0.2:40000".parse().unwrap()),
+        ..event.clone()
+    };
+    let text = bpf_events(&BpfEvents {
+        events: vec![event, stranger],
+        suppressed: 3,
+    });
+    for part in [
+        "to 198.18.0.1:80 (mptcp)",
+        "curl (42)",
+        "from 198.18.0.2:40000",
+        "3 more",
+    ] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+    assert_eq!(text.matches("MPTCP sockets are refused").count(), 1, "{text}");
+    narrow(&text);
+    assert!(bpf_events(&BpfEvents::default()).contains("nothing"));
+}
+
+#[test]
+fn the_debug_log_says_for_whom_and_how_long_it_is_on() {
+    assert_eq!(bpf_log(&BpfLog::default()), "off");
+    let on = BpfLog {
+        on: true,
+        remaining_seconds: 90,
+        pod: Some("shop/web".into()),
+    };
+    assert!(bpf_log(&on).contains("pod shop/web"), "{}", bpf_log(&on));
 }

@@ -15,6 +15,18 @@ fn readings() -> Readings {
             capacity: 65536,
         }],
         events: vec![("connect_captured", 9)],
+        affinity: AffinityStatus {
+            sessions: 12,
+            capacity: 64,
+            evicted: 4,
+        },
+        event_reports: vec![EventReport {
+            event: "connect_refused_protocol",
+            namespace: "shop".into(),
+            workload: "web".into(),
+            count: 4,
+        }],
+        debug_log: true,
         budgets: vec![BudgetReading {
             workload: "shop/order/u1".into(),
             taken: vec![("stream", 3), ("bytes", 4096)],
@@ -100,6 +112,8 @@ fn readings_become_metrics() {
         r#"mesh_agent_bpf_map_capacity{map="HANDOFF"} 65536"#,
         r#"mesh_agent_bpf_events_total{event="connect_captured"} 9"#,
         "# TYPE mesh_agent_bpf_events_total counter",
+        "mesh_agent_affinity_sessions 12",
+        "mesh_agent_affinity_evictions_total 4",
         "mesh_agent_connections 0",
     ] {
         assert!(
@@ -144,4 +158,18 @@ fn label_values_are_escaped() {
         ..info(Reporter::Source)
     }));
     assert!(render(&log).contains(r#"source_app="a\"b\\c\nd""#));
+}
+
+#[test]
+fn kernel_events_are_counted_by_kind_and_workload() {
+    let text = render(&Arc::new(ConnectionLog::default()));
+    let told = line(&text, "mesh_agent_bpf_event_reports_total{");
+    assert_eq!(
+        told,
+        "mesh_agent_bpf_event_reports_total{event=\"connect_refused_protocol\",namespace=\"shop\",workload=\"web\"} 4"
+    );
+    assert_eq!(
+        line(&text, "mesh_agent_bpf_debug_log "),
+        "mesh_agent_bpf_debug_log 1"
+    );
 }

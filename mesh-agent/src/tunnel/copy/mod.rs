@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::StatusCode;
+use mesh_common::mutation::{self, Mechanism};
 use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
@@ -193,6 +194,9 @@ impl<'a> App<'a> {
 
     /// Tells the application that no more comes.
     fn end(&self) -> Result<(), CopyError> {
+        if mutation::is_off(Mechanism::HalfClose) {
+            return Ok(());
+        }
         SockRef::from(self.tcp)
             .shutdown(Shutdown::Write)
             .map_err(|e| self.failed(e))
@@ -284,6 +288,11 @@ pub async fn carry(
         Ok(()) => {
             app.finish();
             Ok(())
+        }
+        Err(error) if mutation::is_off(Mechanism::ResetPropagation) => {
+            let _ = send.send_data(Bytes::new(), true);
+            app.finish();
+            Err(error)
         }
         Err(error) => {
             send.send_reset(h2::Reason::CANCEL);

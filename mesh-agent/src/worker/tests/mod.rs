@@ -263,10 +263,10 @@ fn a_pod_that_takes_over_an_address_never_meets_its_predecessors_tunnel() {
                 .snapshots
                 .publish(documents("another", "payment", "").into());
             eventually("the pool forgets it", || world.pooled() == (0, 0)).await;
+            assert_reset(client).await;
             // Its node's agent serves it under its new uid.
             let address = listener.local_addr().unwrap();
             assert_refused(world.try_connect("order", Some(address)).await).await;
-            drop(client);
         },
     );
 }

@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::affinity::Affinity;
 use crate::capture::{Family, FlowError, FlowTable, Listener, Pod, PodServer, SocketSource};
 use crate::identity::{EmbeddedCa, Identities, IdentityOptions};
 use crate::state::SnapshotCell;
@@ -205,6 +206,7 @@ impl World {
         let log = Arc::<ConnectionLog>::default();
         let path = DataPath {
             snapshots: Arc::clone(&snapshots),
+            affinity: Arc::<Affinity>::default(),
             flows: Arc::clone(&flows) as _,
             identities: Arc::clone(&identities),
             log: Arc::clone(&log),

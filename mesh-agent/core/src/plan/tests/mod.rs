@@ -1,6 +1,8 @@
 //! Who may go where, by the documents that say so.
 
+mod fronts;
 mod services;
+mod slices;
 
 use proptest::prelude::*;
 
@@ -141,6 +143,7 @@ fn go(snapshot: &Snapshot, source: &str, destination: &str, random: u64) -> Stri
         snapshot,
         &workload(snapshot, source),
         destination.parse().unwrap(),
+        None,
         random,
     ) {
         Ok(Outbound {
@@ -228,11 +231,11 @@ fn each_ready_endpoint_of_a_service_gets_its_share_and_others_none() {
 fn the_service_that_was_addressed_is_told() {
     let snapshot = mesh();
     let order = workload(&snapshot, "order");
-    let out = outbound(&snapshot, &order, "198.19.0.1:80".parse().unwrap(), 1).unwrap();
+    let out = outbound(&snapshot, &order, "198.19.0.1:80".parse().unwrap(), None, 1).unwrap();
     assert_eq!(out.service.unwrap().hostname, "payment.shop.svc.cluster.local");
     assert_eq!(out.destination.unwrap().name, "payment");
     assert!(
-        outbound(&snapshot, &order, "198.18.0.2:80".parse().unwrap(), 1)
+        outbound(&snapshot, &order, "198.18.0.2:80".parse().unwrap(), None, 1)
             .unwrap()
             .service
             .is_none()
@@ -247,6 +250,7 @@ fn a_source_that_is_gone_goes_nowhere() {
         &next,
         &workload(&old, "order"),
         "198.18.0.2:80".parse().unwrap(),
+        None,
         0,
     )
     .unwrap_err();
@@ -415,7 +419,7 @@ fn any_mesh() -> impl Strategy<Value = String> {
         }
         text.push_str(
             "---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop}\nspec: {clusterIP: 198.19.0.1, ports: [{port: 80}]}\n\
-             ---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: shop}\nspec: {clusterIP: 198.19.0.2, selector: {a: b}, ports: [{port: 80}]}\n\
+             ---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: shop}\nspec: {clusterIP: 198.19.0.2, externalIPs: [198.18.0.2, 198.18.0.9], selector: {a: b}, ports: [{port: 80}, {name: alt, port: 8080}]}\n\
              ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nports: [{port: 8080}]\n\
              metadata: {name: s, namespace: shop, labels: {kubernetes.io/service-name: s}}\nendpoints:\n",
         );
@@ -438,7 +442,7 @@ proptest! {
             format!("198.18.0.{last}:8080")
         };
         for source in snapshot.workloads() {
-            let Ok(out) = outbound(&snapshot, source, destination.parse().unwrap(), random) else { continue };
+            let Ok(out) = outbound(&snapshot, source, destination.parse().unwrap(), None, random) else { continue };
             let enrolled: Vec<_> = snapshot
                 .workloads()
                 .filter(|w| w.enrolment.is_enrolled() && w.addresses.contains(&out.address.ip()))

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 
 /// Pods `a` (node-1), `b` (node-2, the same zone), `c` (node-3, another zone), and a client on each node and on none.
-const PODS: &str = "
+pub(super) const PODS: &str = "
 {apiVersion: v1, kind: Node, metadata: {name: node-1, labels: {topology.kubernetes.io/zone: z1}}}
 ---
 {apiVersion: v1, kind: Node, metadata: {name: node-2, labels: {topology.kubernetes.io/zone: z1}}}
@@ -44,7 +44,7 @@ fn sliced(spec: &str, endpoints: &str) -> String {
 }
 
 /// The last numbers of the addresses that a client gets, or why it gets none.
-fn got(text: &str, source: &str, destination: &str) -> String {
+pub(super) fn got(text: &str, source: &str, destination: &str) -> String {
     let snapshot = Snapshot::from_yaml(settings(), text);
     assert_eq!(snapshot.diagnostics().rejections, []);
     let seen: BTreeSet<String> = (0..60)
@@ -160,7 +160,7 @@ fn a_refusal_for_want_of_local_endpoints_says_so() {
     let snapshot = Snapshot::from_yaml(settings(), &selecting("internalTrafficPolicy: Local"));
     let refused = |client: &str| {
         let source = workload(&snapshot, client);
-        outbound(&snapshot, &source, "198.19.0.1:80".parse().unwrap(), 0)
+        outbound(&snapshot, &source, "198.19.0.1:80".parse().unwrap(), None, 0)
             .unwrap_err()
             .message
     };
@@ -197,30 +197,5 @@ fn a_strange_traffic_policy_is_rejected_and_a_strange_distribution_reported() {
             .iter()
             .any(|one| one.message.contains("spec.trafficDistribution \"PreferTheMoon\"")),
         "{notices:?}"
-    );
-}
-
-#[test]
-fn what_has_no_effect_yet_is_named() {
-    for (field, spec) in [
-        ("spec.sessionAffinity", "sessionAffinity: ClientIP"),
-        ("spec.externalIPs", "externalIPs: [198.18.9.9]"),
-        ("spec.type", "type: LoadBalancer"),
-    ] {
-        let snapshot = Snapshot::from_yaml(settings(), &selecting(spec));
-        let notices = &snapshot.diagnostics().notices;
-        let named =
-            |one: &crate::manifest::Notice| one.message.starts_with(&format!("{field} has no effect yet"));
-        assert_eq!(
-            notices.iter().filter(|one| named(one)).count(),
-            1,
-            "{spec}: {notices:?}"
-        );
-    }
-    let plain = Snapshot::from_yaml(settings(), &selecting("sessionAffinity: None"));
-    assert!(
-        plain.diagnostics().notices.is_empty(),
-        "{:?}",
-        plain.diagnostics().notices
     );
 }

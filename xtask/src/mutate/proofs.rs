@@ -1,0 +1,65 @@
+//! Which test must fail when which mechanism is switched off, and by which words. docs/proof.md shows the same table.
+
+use mesh_common::mutation::Mechanism;
+
+/// One line of the table.
+pub(crate) struct Proof {
+    /// What is switched off.
+    pub(crate) mechanism: Mechanism,
+    /// The test program: a suite, or the crate whose unit tests are meant.
+    pub(crate) program: &'static str,
+    /// The test, as libtest names it.
+    pub(crate) test: &'static str,
+    /// What its failure says: a test that fails for another reason proves nothing.
+    pub(crate) says: &'static str,
+}
+
+const fn proof(mechanism: Mechanism, program: &'static str, test: &'static str, says: &'static str) -> Proof {
+    Proof {
+        mechanism,
+        program,
+        test,
+        says,
+    }
+}
+
+/// All of them.
+#[rustfmt::skip]
+pub(crate) const PROOFS: &[Proof] = &[
+    proof(Mechanism::PeerSan, "mtls", "server_role::each_kind_of_bad_certificate_is_refused_before_any_stream", "a certificate with two URI SANs was served"),
+    proof(Mechanism::ExpectedId, "mtls", "client_role::a_server_that_is_not_the_expected_workload_gets_no_stream", "another workload's id was believed"),
+    proof(Mechanism::Recheck, "mesh_agent", "identity::tests::sessions::a_session_is_not_resumed_on_a_client_certificate_that_has_run_out", "on an `Ok` value"),
+    proof(Mechanism::TrustDomain, "mtls", "server_role::each_kind_of_bad_certificate_is_refused_before_any_stream", "a certificate of another trust domain was served"),
+    proof(Mechanism::PlanTrustDomain, "mesh_core", "plan::tests::only_local_trust_domains_and_own_addresses_are_permitted", "Test failed: assertion failed: fits"),
+    proof(Mechanism::ClientCertificate, "mtls", "server_role::each_kind_of_bad_certificate_is_refused_before_any_stream", "a certificate missing was served"),
+    proof(Mechanism::Authority, "mtls", "server_role::an_authority_that_is_not_the_pod_behind_the_address_is_answered_400", "failed: 198.18.1.11:8080"),
+    proof(Mechanism::Rotation, "mtls", "rotation::ten_second_certificates_rotate_under_load_without_one_failed_request", "mtls/rotation.rs"),
+    proof(Mechanism::ForgetSessions, "mesh_agent", "identity::tests::sessions::a_rotated_certificate_ends_sessions_on_either_side_but_no_connection", "Some(Resumed)"),
+    proof(Mechanism::KeyPermissions, "mesh_agent", "identity::ca::tests::wide_permissions_are_refused_with_the_remedy", "on an `Ok` value: EmbeddedCa"),
+    proof(Mechanism::Connect4, "mtls", "wire::between_enrolled_pods_no_wire_ever_carries_plaintext", "failed: 198.19.0.10: Report"),
+    proof(Mechanism::Connect6, "capture", "ways::a_service_address_leads_to_its_pod_in_both_families_and_from_v4_mapped_sockets", "client → 2001:db8:ffff::10:80"),
+    proof(Mechanism::GetPeerName4, "capture", "ways::the_names_stay_true_on_connections_that_idle", "ways.rs"),
+    proof(Mechanism::GetPeerName6, "capture", "ways::both_ends_see_the_addresses_they_would_see_without_a_mesh", "the server's accept()"),
+    proof(Mechanism::Handoff, "capture", "ways::a_pod_reaches_pods_of_its_node_and_of_another_in_both_families", "client → 198.18.1.11:8080"),
+    proof(Mechanism::Steering, "mtls", "policy::strict_refuses_plaintext_and_still_lets_the_mesh_in", "!reaches(&scene.visitor, &scene.far, 8080)"),
+    proof(Mechanism::NoReuseport, "capture", "life::a_process_in_the_pod_that_joins_the_listeners_ports_steals_nothing", "life.rs"),
+    proof(Mechanism::LoneListeners, "mesh_agent", "capture::tests::nothing_of_ours_joins_a_reuseport_group_and_sockets_are_made_as_promised", "!socket.reuse_port()"),
+    proof(Mechanism::ReuseAddress, "mesh_agent", "capture::tests::facts::an_application_can_bind_its_port_while_a_steered_connection_to_it_lives", "the application cannot have its own port"),
+    proof(Mechanism::RewriteSpread, "mesh_agent", "capture::tests::facts::captured_connections_are_spread_over_the_rewrite_ports", "only 1 ports are used"),
+    proof(Mechanism::HandoffTaken, "mesh_agent", "capture::tests::thousands_of_connections_of_all_kinds_leave_the_flow_maps_empty", "HANDOFF"),
+    proof(Mechanism::OwnAddresses, "capture", "bounds::loopback_and_the_pods_own_addresses_are_left_alone", "failed: 198.18.1.10: Report"),
+    proof(Mechanism::AgentPortDrop, "mesh_agent", "capture::tests::connections_from_off_the_pod_reach_the_listener_of_their_role", "on an `Ok` value: TcpStream"),
+    proof(Mechanism::NoListenerDrop, "capture", "life::while_the_agent_is_dead_connections_are_refused_and_nothing_goes_in_plaintext", "text: \"canary-while-the-agent-is-away\""),
+    proof(Mechanism::StrictDrop, "mtls", "policy::strict_refuses_plaintext_and_still_lets_the_mesh_in", "!reaches(&scene.visitor, &scene.far, 8080)"),
+    proof(Mechanism::TunnelToEnrolled, "mtls", "wire::between_enrolled_pods_no_wire_ever_carries_plaintext", "plaintext at"),
+    proof(Mechanism::PoolPruning, "mesh_agent", "worker::tests::a_pod_that_takes_over_an_address_never_meets_its_predecessors_tunnel", "worker/tests"),
+    proof(Mechanism::Retirement, "mesh_agent", "worker::tests::a_retired_pods_connections_are_reset_and_its_tunnels_dropped", "worker/tests"),
+    proof(Mechanism::ClientAnnouncement, "capture", "ways::both_ends_see_the_addresses_they_would_see_without_a_mesh", "the server's accept()"),
+    proof(Mechanism::HalfClose, "capture", "flows::the_client_may_end_first_and_still_hear_the_answer", "end: \"timeout\""),
+    proof(Mechanism::ResetPropagation, "capture", "flows::a_reset_by_the_client_reaches_the_server_as_a_reset", "flows.rs"),
+    proof(Mechanism::StreamCap, "mesh_agent", "tunnel::meter::tests::a_peer_with_4_and_16_mib_windows_gets_four_streams_per_connection", "left: Free"),
+    proof(Mechanism::ConnectionBudget, "mesh_agent", "worker::tests::a_pod_over_its_connection_budget_is_refused_and_served_again_later", "worker/tests"),
+    proof(Mechanism::StreamBudget, "mesh_agent", "worker::tests::a_pod_over_its_stream_budget_refuses_and_says_so", "worker/tests"),
+    proof(Mechanism::HandshakeBudget, "mesh_agent", "tunnel::budget::tests::handshakes_run_out_and_come_back", "budget.rs"),
+    proof(Mechanism::LastGoodState, "capture", "config::a_bad_document_is_named_with_line_and_column_and_the_last_good_one_stays_in_force", "config.rs"),
+];
