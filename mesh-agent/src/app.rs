@@ -99,6 +99,8 @@ pub fn capture_options(settings: &Settings) -> CaptureOptions {
         },
         cgroup_root: settings.cgroup_root.clone(),
         workers: settings.workers,
+        kubelet_cgroup: settings.kubelet_cgroup.clone(),
+        allow_exclusions: settings.allow_exclusions,
     }
 }
 

@@ -8,7 +8,7 @@
 pub mod mutation;
 
 /// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// First of the ports that captured connections are rewritten to (`podIP:P`). Nobody binds them.
 pub const REWRITE_PORT_BASE: u16 = 15104;
@@ -146,7 +146,90 @@ pub struct PodEntry {
 pub struct PodConst {
     /// Cookie of the pod's network namespace (`sk_lookup` cannot ask the kernel for it).
     pub netns: u64,
+    /// Cookie of the host's network namespace: the agent's own.
+    pub host_netns: u64,
 }
+
+/// What the node's programs are told of the node, in their read-only data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NodeConst {
+    /// Cookie of the host's network namespace: the agent's own.
+    pub host_netns: u64,
+}
+
+/// What a port of a pod is set apart for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum PortUse {
+    /// A probe or lifecycle hook of the pod names it: the kubelet's connections to it pass.
+    Probe = 0,
+    /// Inbound connections to it pass.
+    ExcludedInbound = 1,
+    /// Outbound connections to this port of any host pass.
+    ExcludedOutbound = 2,
+}
+
+/// Key of the set of ports that are set apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct PortKey {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// The port, host byte order.
+    pub port: u16,
+    /// A [`PortUse`].
+    pub usage: u16,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl PortKey {
+    /// The key of `port` of the pod in `netns`.
+    #[inline(always)]
+    pub const fn new(netns: u64, port: u16, usage: PortUse) -> Self {
+        Self {
+            netns,
+            port,
+            usage: usage as u16,
+            pad: 0,
+        }
+    }
+}
+
+/// Data of a key of the trie of excluded destinations: the kernel compares its leading bits, so the namespace must match as a whole and
+/// the address by its prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct CidrData {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// 4 or 6: `::/0` is all of IPv6 and nothing of IPv4, whatever form that is held in.
+    pub family: u64,
+    /// The network, v4-mapped for IPv4.
+    pub addr: Addr,
+}
+
+impl CidrData {
+    /// Of `addr` as the pod in `netns` reaches it.
+    #[inline(always)]
+    pub const fn new(netns: u64, addr: Addr) -> Self {
+        Self {
+            netns,
+            family: if addr.is_v4() { 4 } else { 6 },
+            addr,
+        }
+    }
+}
+
+/// Bits of [`CidrData`] before the address.
+pub const CIDR_HEAD_BITS: u32 = 128;
+/// Bits of [`CidrData`].
+pub const CIDR_BITS: u32 = CIDR_HEAD_BITS + 128;
+
+/// For how long after its `connect` a probe is let pass, nanoseconds: longer than a handshake takes, and short enough that an entry which
+/// nobody removed lets nobody else in later.
+pub const PROBE_LIFETIME_NS: u64 = 60_000_000_000;
 
 /// Key of the set of addresses that are a pod's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -203,7 +286,7 @@ pub const PEER_DELIVERY: u16 = 3;
 pub enum Counter {
     /// Connections rewritten towards the agent.
     ConnectCaptured = 0,
-    /// Connections to loopback, unspecified, own, link-local or multicast addresses: left alone.
+    /// Connections to loopback, unspecified, own or multicast addresses: left alone.
     ConnectPassed = 1,
     /// Connections refused because the socket's network namespace is not the pod's.
     ConnectRefusedNetns = 2,
@@ -231,7 +314,7 @@ pub enum Counter {
     DroppedNoPod = 13,
     /// UDP associations of enrolled pods (connected sockets): pass.
     UdpPassed = 14,
-    /// Stream sockets of another protocol than TCP (MPTCP): refused, because they cannot be captured.
+    /// Stream sockets of another protocol than TCP: refused, because they cannot be captured. (MPTCP shows its first subflow, which is TCP.)
     ConnectRefusedProtocol = 15,
     /// Applications' accepted sockets that were given their real client.
     ClientsShown = 16,
@@ -239,10 +322,26 @@ pub enum Counter {
     LookupMissed = 17,
     /// Events that were not told one by one: over the budget of their kind, or no room in the ring buffer. Their counters have them.
     EventsSuppressed = 18,
+    /// Probes of the kubelet that passed to the application as they are.
+    ProbesPassed = 19,
+    /// Probes that did not fit into the map: captured like other connections.
+    ProbesFull = 20,
+    /// Connections to destinations that the pod's annotations exclude: left alone.
+    ConnectExcluded = 21,
+    /// Inbound connections to ports that the pod's annotations exclude: left alone.
+    InboundExcluded = 22,
+    /// Connections of sockets bound to a device that does not carry the pod's address: left alone, since nobody behind them is enrolled.
+    ConnectPassedDevice = 23,
+    /// Such connections to an enrolled destination: refused.
+    ConnectRefusedDevice = 24,
+    /// Connections to IPv6 link-local addresses, which may be off the pod: left alone.
+    ConnectPassedLinkLocal = 25,
+    /// Sockets that asked to take data of TCP Fast Open without a cookie: not allowed.
+    FastOpenRefused = 26,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 19;
+pub const COUNTERS: u32 = 27;
 
 impl Counter {
     /// All counters with the names that `meshctl` and the metrics show.
@@ -266,6 +365,14 @@ impl Counter {
         (Counter::ClientsShown, "clients_shown"),
         (Counter::LookupMissed, "lookup_missed"),
         (Counter::EventsSuppressed, "events_suppressed"),
+        (Counter::ProbesPassed, "probes_passed"),
+        (Counter::ProbesFull, "probes_full"),
+        (Counter::ConnectExcluded, "connect_excluded"),
+        (Counter::InboundExcluded, "inbound_excluded"),
+        (Counter::ConnectPassedDevice, "connect_passed_device"),
+        (Counter::ConnectRefusedDevice, "connect_refused_device"),
+        (Counter::ConnectPassedLinkLocal, "connect_passed_link_local"),
+        (Counter::FastOpenRefused, "fast_open_refused"),
     ];
 
     /// The counter with this number.
@@ -380,7 +487,7 @@ impl Outcome {
 pub mod maps {
     /// Hash: netns cookie (u64) → [`PodEntry`](super::PodEntry).
     pub const PODS: &str = "PODS";
-    /// Hash: [`OwnKey`](super::OwnKey) → u32 (1).
+    /// Hash: [`OwnKey`](super::OwnKey) → u32, the index of the device that carries the address.
     pub const OWN: &str = "OWN";
     /// Socket storage: [`Peer`](super::Peer) with its kind.
     pub const SOCKETS: &str = "SOCKETS";
@@ -396,12 +503,21 @@ pub mod maps {
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU array: [`event_budget`](super::event_budget) → u64, for [`spend_event`](super::spend_event).
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
+    /// Hash: [`FlowKey`](super::FlowKey), in the host's namespace → u64, when the kubelet connected (monotonic, nanoseconds).
+    pub const PROBES: &str = "PROBES";
+    /// Hash: [`PortKey`](super::PortKey) → u32 (1).
+    pub const PORTS: &str = "PORTS";
+    /// LPM trie: [`CidrData`](super::CidrData) → u32 (1).
+    pub const CIDRS: &str = "CIDRS";
     /// Array of one: [`LogSwitch`](super::LogSwitch).
     pub const LOG_SWITCH: &str = "LOG_SWITCH";
     /// Ring buffer: debug lines, as aya-log writes them (the name is aya-log's).
     pub const AYA_LOGS: &str = "AYA_LOGS";
+    /// Hash: [`Addr`](super::Addr) → u32 (1): addresses behind which somebody is enrolled. The unset address among them stands for all:
+    /// there are more than fit.
+    pub const ENROLLED: &str = "ENROLLED";
     /// All of them.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 15] = [
         PODS,
         OWN,
         SOCKETS,
@@ -411,8 +527,12 @@ pub mod maps {
         COUNTERS,
         EVENTS,
         EVENT_BUDGET,
+        PROBES,
+        PORTS,
+        CIDRS,
         LOG_SWITCH,
         AYA_LOGS,
+        ENROLLED,
     ];
 }
 
@@ -426,10 +546,16 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "show_peer4";
     /// `cgroup/getpeername6` on a pod's cgroup.
     pub const GETPEERNAME6: &str = "show_peer6";
+    /// `cgroup/setsockopt` on a pod's cgroup.
+    pub const SETSOCKOPT: &str = "guard_options";
     /// `sockops` on a pod's cgroup.
     pub const POD_SOCK_OPS: &str = "pod_sock_ops";
     /// `sockops` on the agent's own cgroup.
     pub const AGENT_SOCK_OPS: &str = "agent_sock_ops";
+    /// `sockops` on the kubelet's cgroup.
+    pub const KUBELET_SOCK_OPS: &str = "kubelet_sock_ops";
+    /// The read-only global of the node object: a [`NodeConst`](super::NodeConst).
+    pub const NODE_CONST: &str = "NODE";
     /// `sk_lookup` on a pod's netns.
     pub const SK_LOOKUP: &str = "steer";
     /// The read-only global of the pod object: a [`PodConst`](super::PodConst).
@@ -438,12 +564,22 @@ pub mod programs {
 
 /// Addresses that all pods of a node may have of their own.
 pub const MAX_OWN: u32 = 16 * 1024;
+/// Addresses of enrolled workloads, and of services that lead to them, in the whole mesh.
+pub const MAX_ENROLLED: u32 = 64 * 1024;
 /// Connections that may be under way between a pod's `connect` and the agent's `accept`; deliveries likewise.
 pub const MAX_FLOWS: u32 = 32 * 1024;
+/// Live connections of the kubelet at most that can pass as probes.
+pub const MAX_PROBES: u32 = 8 * 1024;
+/// Ports of all pods of a node that are set apart, at most.
+pub const MAX_PORTS: u32 = 32 * 1024;
+/// Excluded networks of all pods of a node, at most.
+pub const MAX_CIDRS: u32 = 16 * 1024;
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Addr, Event, FlowKey, LogSwitch, OwnKey, Peer, PodConst, PodEntry};
+    use super::{
+        Addr, CidrData, Event, FlowKey, LogSwitch, NodeConst, OwnKey, Peer, PodConst, PodEntry, PortKey,
+    };
 
     // SAFETY: `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
     unsafe impl aya::Pod for Addr {}
@@ -460,6 +596,12 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for Event {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for NodeConst {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for CidrData {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for LogSwitch {}
 }
 
@@ -470,6 +612,8 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Peer>() == 20);
     assert!(size_of::<Event>() == 64);
+    assert!(size_of::<PortKey>() == 16);
+    assert!(size_of::<CidrData>() == 32);
     assert!(size_of::<LogSwitch>() == 16);
     // Numbers of outcomes and of counters do not meet.
     assert!(COUNTERS < Outcome::HandedOver as u32);

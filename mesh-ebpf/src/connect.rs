@@ -4,14 +4,17 @@
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use mesh_common::{
-    Addr, Counter, Outcome, PEER_CLIENT, PEER_DESTINATION, Peer, REWRITE_PORT_BASE, REWRITE_PORTS,
+    Addr, Counter, Outcome, PEER_CLIENT, PEER_DESTINATION, Peer, PortUse, REWRITE_PORT_BASE, REWRITE_PORTS,
+    is_agent_port,
 };
 
 use crate::ctx::{self, Sock};
 use crate::debug;
 use crate::events::{self, Flow};
 use crate::flow;
-use crate::maps::{DELIVERIES, HANDOFF, count, is_own, pod};
+use crate::maps::{
+    DELIVERIES, HANDOFF, count, device_of, is_enrolled, is_excluded, is_own, is_set_apart, pod,
+};
 use crate::mutation::{self, Mechanism};
 
 const SOCK_STREAM: u32 = 1;
@@ -46,7 +49,8 @@ pub fn capture(ctx: &SockAddrContext, destination: Addr) -> Verdict {
     let verdict = if protocol == IPPROTO_TCP {
         decide(ctx, sock, destination, port)
     } else {
-        // MPTCP above all: what TCP_CONNECT_CB shows then is another socket, and the flow would be lost. Never let it pass.
+        // None is known to come here: MPTCP shows its first subflow, a TCP socket, and is captured by it. What may come is not
+        // understood, so it does not pass.
         Verdict::Refuse(Counter::ConnectRefusedProtocol)
     };
     if !matches!(verdict, Verdict::Rewrite(..)) {
@@ -85,6 +89,10 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
         count(Counter::ConnectPassed);
         return Verdict::Pass;
     }
+    if flow::is_link_local6(&destination) {
+        count(Counter::ConnectPassedLinkLocal);
+        return Verdict::Pass;
+    }
     let netns = ctx::sock_addr_netns(ctx);
     let Some(pod) = pod(netns) else {
         return Verdict::Refuse(Counter::ConnectRefusedNetns);
@@ -93,9 +101,19 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
         count(Counter::ConnectPassed);
         return Verdict::Pass;
     }
+    if !is_agent_port(port)
+        && (is_set_apart(netns, port, PortUse::ExcludedOutbound) || is_excluded(netns, destination))
+    {
+        count(Counter::ConnectExcluded);
+        return Verdict::Pass;
+    }
     let via = if destination.is_v4() { pod.ip4 } else { pod.ip6 };
     if via.is_unset() {
         return Verdict::Refuse(Counter::ConnectRefusedFamily);
+    }
+    let device = ctx::bound_device(sock);
+    if device != 0 && device != device_of(netns, via) {
+        return elsewhere(&destination);
     }
     let peer = Peer {
         addr: destination,
@@ -107,6 +125,17 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
     }
     count(Counter::ConnectCaptured);
     Verdict::Rewrite(via, rewrite_port())
+}
+
+/// A socket that is bound to a device which does not carry the pod's address: its packets cannot reach the agent, so a rewritten
+/// connection would time out. It goes where the application wants, but never in plaintext to somebody enrolled.
+#[inline(always)]
+fn elsewhere(destination: &Addr) -> Verdict {
+    if is_enrolled(destination) {
+        return Verdict::Refuse(Counter::ConnectRefusedDevice);
+    }
+    count(Counter::ConnectPassedDevice);
+    Verdict::Pass
 }
 
 /// Any of the rewrite ports: spreading them keeps TIME_WAIT from using up the pod's local ports.

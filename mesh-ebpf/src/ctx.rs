@@ -8,11 +8,11 @@ use core::ffi::c_void;
 use core::ptr::{self, addr_of, addr_of_mut};
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sk_lookup};
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sk_lookup, bpf_sock};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get,
 };
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
 use mesh_common::{Addr, Peer};
 
 use crate::maps::SOCKETS;
@@ -54,6 +54,41 @@ pub struct Sock(*mut c_void);
 #[inline(always)]
 pub fn sock_addr_sock(ctx: &SockAddrContext) -> Sock {
     Sock(read!(ctx.sock_addr, __bindgen_anon_1.sk).cast())
+}
+
+/// Index of the device that a socket is bound to (SO_BINDTODEVICE, SO_BINDTOIFINDEX); 0 where it is bound to none.
+#[inline(always)]
+pub fn bound_device(sock: Sock) -> u32 {
+    let sock: *const bpf_sock = sock.0.cast();
+    read!(sock, bound_dev_if)
+}
+
+/// Level and name of the option that a `cgroup/setsockopt` hook is about.
+#[inline(always)]
+pub fn sockopt_name(ctx: &SockoptContext) -> (i32, i32) {
+    (read!(ctx.sockopt, level), read!(ctx.sockopt, optname))
+}
+
+/// The first word of the option's value; none where it is shorter.
+#[inline(always)]
+pub fn sockopt_word(ctx: &SockoptContext) -> Option<u32> {
+    let start = read!(ctx.sockopt, __bindgen_anon_2.optval) as *const u32;
+    let end = read!(ctx.sockopt, __bindgen_anon_3.optval_end) as usize;
+    if start as usize + size_of::<u32>() > end {
+        return None;
+    }
+    // SAFETY: a whole word lies before the end, which the verifier checks.
+    Some(unsafe { ptr::read_volatile(start) })
+}
+
+/// Tells the kernel to go on with the value as the application gave it. Needed for values over a page, of which the hook is shown only a
+/// part: the kernel would answer EFAULT.
+#[inline(always)]
+pub fn keep_long_sockopt(ctx: &SockoptContext) {
+    const SMALLEST_PAGE: i32 = 4096;
+    if read!(ctx.sockopt, optlen) > SMALLEST_PAGE {
+        write!(ctx.sockopt, 0, optlen);
+    }
 }
 
 /// Socket type and protocol of a `cgroup/connect` hook.

@@ -43,16 +43,21 @@ pub fn is_loopback(addr: &Addr) -> bool {
     addr.0[0] == 0 && addr.0[1] == 0 && addr.0[2] == 0 && addr.0[3] == 1u32.to_be()
 }
 
-/// Whether connections to this address are never captured: loopback, unspecified (the kernel takes it for loopback), multicast,
-/// limited broadcast, and IPv6 link-local (the hooks cannot see scope ids).
+/// Whether connections to this address are never captured: loopback, unspecified (the kernel takes it for loopback; the rest of 0.0.0.0/8
+/// are ordinary addresses to it), multicast, limited broadcast.
 #[inline(always)]
 pub fn is_exempt(addr: &Addr) -> bool {
     if addr.is_v4() {
         let octet = v4_octet(addr);
-        return octet == 127 || octet == 0 || (octet & 0xf0) == 224 || addr.0[3] == u32::MAX;
+        return octet == 127 || addr.0[3] == 0 || (octet & 0xf0) == 224 || addr.0[3] == u32::MAX;
     }
-    let first = u32::from_be(addr.0[0]);
-    is_loopback(addr) || addr.is_unset() || (first >> 22) == (0xfe80_0000 >> 22) || (first >> 24) == 0xff
+    is_loopback(addr) || addr.is_unset() || (u32::from_be(addr.0[0]) >> 24) == 0xff
+}
+
+/// Whether this is an IPv6 link-local address (fe80::/10), which means something on one link only: the hooks cannot see on which.
+#[inline(always)]
+pub fn is_link_local6(addr: &Addr) -> bool {
+    (u32::from_be(addr.0[0]) >> 22) == (0xfe80_0000 >> 22)
 }
 
 #[inline(always)]

@@ -13,4 +13,6 @@ pub mod flow;
 pub mod lookup;
 pub mod maps;
 pub mod mutation;
+pub mod options;
 pub mod peer_name;
+pub mod probe;

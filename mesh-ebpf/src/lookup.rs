@@ -2,15 +2,16 @@
 
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::{
-    Counter, FlowKey, HBONE_PORT, PodEntry, Role, is_agent_port, is_rewrite_port, listener_index,
+    Counter, FlowKey, HBONE_PORT, PodEntry, PortUse, Role, is_agent_port, is_rewrite_port, listener_index,
 };
 
 use crate::ctx::Lookup;
 use crate::debug;
 use crate::events::{self, Flow};
 use crate::flow::is_loopback;
-use crate::maps::{HANDOFF, LISTENERS, count, is_own, pod};
+use crate::maps::{HANDOFF, LISTENERS, count, is_own, is_set_apart, pod};
 use crate::mutation::{self, Mechanism};
+use crate::probe;
 
 const IPPROTO_TCP: u32 = events::TCP;
 /// Without this flag the kernel selects anew within the listener's reuseport group, which others could join.
@@ -27,11 +28,11 @@ pub enum Steering {
     Drop(Counter),
 }
 
-/// Decides on a packet that opens a connection in the namespace with cookie `netns`, counts it, and tells the agent of what goes wrong.
+/// Decides on a packet that opens a connection in the namespace with cookie `netns` (that of the host is `host`), counts it, and tells the agent of what goes wrong.
 ///
 /// SYN cookies run this again on the handshake's last packet: the answer must not change in between.
 #[inline(always)]
-pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
+pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64, host: u64) -> Steering {
     let steering = if packet.protocol != IPPROTO_TCP {
         return Steering::Pass(Counter::LookupPassed);
     } else if is_loopback(&packet.remote) || is_own(netns, packet.remote) {
@@ -42,6 +43,12 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64) -> Steering {
             HBONE_PORT => assign(ctx, packet, netns, Role::Tunnel),
             port if is_agent_port(port) && !mutation::is_off(Mechanism::AgentPortDrop) => {
                 Steering::Drop(Counter::DroppedAgentPort)
+            }
+            port if is_set_apart(netns, port, PortUse::ExcludedInbound) => {
+                Steering::Pass(Counter::InboundExcluded)
+            }
+            port if is_set_apart(netns, port, PortUse::Probe) && probe::is_under_way(packet, host) => {
+                Steering::Pass(Counter::ProbesPassed)
             }
             _ => assign(ctx, packet, netns, Role::Inbound),
         }

@@ -163,15 +163,24 @@ impl Client {
 
 /// The request target for the connections that `filter` asks for.
 pub fn connections_target(filter: &ConnectionFilter) -> String {
+    filtered("/connections", filter)
+}
+
+/// The target of `GET /connections/older` with this filter.
+pub fn older_target(filter: &ConnectionFilter) -> String {
+    filtered("/connections/older", filter)
+}
+
+fn filtered(path: &str, filter: &ConnectionFilter) -> String {
     let pairs = [("workload", &filter.workload), ("namespace", &filter.namespace)];
     let query: Vec<String> = pairs
         .into_iter()
         .filter_map(|(key, value)| Some(format!("{key}={}", percent_encoded(value.as_deref()?))))
         .collect();
     if query.is_empty() {
-        "/connections".to_owned()
+        path.to_owned()
     } else {
-        format!("/connections?{}", query.join("&"))
+        format!("{path}?{}", query.join("&"))
     }
 }
 

@@ -142,9 +142,77 @@ pub struct WorkloadEntry {
     /// The policy that says so; absent for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls_policy: Option<String>,
+    /// What of a captured pod is not carried by the agent.
+    #[serde(default)]
+    pub uncaptured: UncapturedEntry,
     /// What it takes of this agent, while it is captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<UsageEntry>,
+}
+
+/// What of a captured pod is not carried by the agent, by permission or by age.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UncapturedEntry {
+    /// Ports that the kubelet's probes may reach.
+    pub probe_ports: Vec<u16>,
+    /// Exclusions in force: ports that the pod connects to.
+    pub outbound_ports: Vec<u16>,
+    /// Exclusions in force: networks that the pod connects to.
+    pub outbound_cidrs: Vec<String>,
+    /// Exclusions in force: ports of the pod.
+    pub inbound_ports: Vec<u16>,
+    /// Exclusions that were asked for and are not in force.
+    pub refused: Vec<RefusedExclusionEntry>,
+    /// Connections that are older than capture: `GET /connections/older`.
+    pub older_connections: usize,
+}
+
+/// An exclusion that is not in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RefusedExclusionEntry {
+    /// What was asked for.
+    pub what: String,
+    /// Why it is not in force.
+    pub why: String,
+}
+
+/// `GET /connections/older`: connections of captured pods that the agent does not carry, because they are older than capture or were let
+/// pass by an exclusion that has ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OlderConnections {
+    /// By pod.
+    pub connections: Vec<OlderConnectionEntry>,
+    /// Pods whose connections cannot be listed or closed, and why.
+    pub problems: Vec<String>,
+    /// How many were closed since the start, because STRICT forbids them.
+    pub closed: u64,
+}
+
+/// A connection that the agent does not carry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OlderConnectionEntry {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub workload: String,
+    /// Who opened it, as far as can be told afterwards.
+    pub direction: Direction,
+    /// The pod's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Why it is to be closed; absent where it may go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_close: Option<String>,
+}
+
+impl OlderConnectionEntry {
+    /// Whether it is of a pod that `filter` asks for.
+    pub fn matches(&self, filter: &ConnectionFilter) -> bool {
+        let is = |asked: &Option<String>, this: &str| asked.as_deref().is_none_or(|asked| asked == this);
+        is(&filter.workload, &self.workload) && is(&filter.namespace, &self.namespace)
+    }
 }
 
 /// What a workload takes of an agent, over all workers.
@@ -429,6 +497,23 @@ pub struct BpfPod {
     pub links: Vec<BpfLink>,
     /// Agent ports on which something in the pod listens: never reached from off the pod.
     pub shadowed_ports: Vec<u16>,
+    /// Whether its listeners take data of TCP Fast Open without a cookie, by a setting changed since it was captured.
+    #[serde(default)]
+    pub believes_first_packets: bool,
+    /// Programs of others that see its sockets.
+    #[serde(default)]
+    pub foreign: Vec<BpfForeign>,
+}
+
+/// A program of somebody else that sees the sockets of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BpfForeign {
+    /// Where: a hook of the pod's cgroup or of one above it, or `sk_lookup` in its network namespace.
+    pub hook: String,
+    /// The kernel's id, as in `bpftool prog`.
+    pub id: u32,
+    /// Its name, where it has one.
+    pub name: String,
 }
 
 /// A program attached for a pod.

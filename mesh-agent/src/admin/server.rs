@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::document::{
     Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionFilter, Connections,
-    Failure, Status, Workloads,
+    Failure, OlderConnections, Status, Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
 
@@ -25,6 +25,8 @@ pub trait View: Send + Sync + 'static {
     fn workloads(&self) -> Workloads;
     /// `GET /connections`.
     fn connections(&self, filter: &ConnectionFilter) -> Connections;
+    /// `GET /connections/older`.
+    fn older_connections(&self, filter: &ConnectionFilter) -> OlderConnections;
     /// `GET /certs`.
     fn certificates(&self) -> Certificates;
     /// `GET /bpf`.
@@ -85,6 +87,12 @@ pub fn router(view: Arc<dyn View>) -> Router {
             "/connections",
             get(async |State(v): Shared, Query(filter): Query<ConnectionFilter>| {
                 answer(move || v.connections(&filter)).await
+            }),
+        )
+        .route(
+            "/connections/older",
+            get(async |State(v): Shared, Query(filter): Query<ConnectionFilter>| {
+                answer(move || v.older_connections(&filter)).await
             }),
         )
         .route(

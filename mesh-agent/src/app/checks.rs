@@ -1,9 +1,12 @@
 //! What `meshctl check` says about a running agent: pure functions of its documents.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::admin::document::{
-    Bpf, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level, Status, WorkloadEntry,
-    Workloads,
+    Bpf, BpfForeign, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level,
+    OlderConnections, Status, WorkloadEntry, Workloads,
 };
+use crate::capture::{KubeletError, ProbePassage};
 use crate::worker::WorkerStatus;
 
 /// A map that is fuller than this is worth a look.
@@ -16,6 +19,9 @@ pub(super) struct Facts {
     pub(super) certificates: Certificates,
     pub(super) bpf: Bpf,
     pub(super) workers: Vec<WorkerStatus>,
+    /// Whether the kubelet's probes pass; `None` before that was looked at.
+    pub(super) probes: Option<ProbePassage>,
+    pub(super) older: OlderConnections,
 }
 
 /// The checks of the agent, in the order in which to read them.
@@ -27,7 +33,11 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
         certificates(&facts.certificates),
         maps(&facts.bpf),
         shadowed_ports(&facts.bpf),
+        probes(facts.probes.as_ref(), &facts.workloads),
+        older(&facts.older),
         debug_log(&facts.bpf),
+        first_packets(&facts.bpf),
+        foreign_programs(&facts.bpf),
         workers(&facts.workers),
     ]
 }
@@ -188,6 +198,70 @@ fn shadowed_ports(bpf: &Bpf) -> Check {
     )
 }
 
+/// Without a kubelet there is nothing to pass; it matters where pods declare probes.
+fn probes(passage: Option<&ProbePassage>, workloads: &Workloads) -> Check {
+    let declaring = workloads
+        .workloads
+        .iter()
+        .filter(|w| !w.uncaptured.probe_ports.is_empty());
+    let declaring: BTreeSet<String> = declaring.map(|w| format!("{}/{}", w.namespace, w.name)).collect();
+    let (level, found) = match passage {
+        None => (Level::Ok, "not looked at yet".to_owned()),
+        Some(ProbePassage::Of(cgroup)) => {
+            let detail = format!(
+                "those of the kubelet in {} reach the ports declared for them",
+                cgroup.display()
+            );
+            (Level::Ok, detail)
+        }
+        Some(ProbePassage::None(why @ (KubeletError::Off | KubeletError::NotFound))) => {
+            let level = if declaring.is_empty() || *why == KubeletError::Off {
+                Level::Ok
+            } else {
+                Level::Warn
+            };
+            (level, format!("none pass uncaptured: {why}"))
+        }
+        Some(ProbePassage::None(why)) => (Level::Warn, format!("none pass uncaptured: {why}")),
+        Some(ProbePassage::Failed(why)) => (Level::Warn, format!("none pass uncaptured: {why}")),
+    };
+    let detail = if level == Level::Warn && !declaring.is_empty() {
+        let pods: Vec<String> = declaring.into_iter().collect();
+        format!("{found}\ndeclared by {}", pods.join(", "))
+    } else {
+        found
+    };
+    check(
+        "kubelet probes",
+        level,
+        detail,
+        "name the kubelet's own cgroup with --kubelet-cgroup; until then probes are captured like other connections, and refused where \
+         the pod is STRICT",
+    )
+}
+
+fn older(older: &OlderConnections) -> Check {
+    let mut detail = format!(
+        "{} connections go around the agent, {} were closed",
+        older.connections.len(),
+        older.closed
+    );
+    for problem in &older.problems {
+        detail += &format!("\n{problem}");
+    }
+    let level = if older.problems.is_empty() {
+        Level::Ok
+    } else {
+        Level::Warn
+    };
+    check(
+        "older connections",
+        level,
+        detail,
+        "`meshctl connections --older` lists them; restart the pods whose connections cannot be closed",
+    )
+}
+
 /// Lines per connection cost more than connections do: nobody should forget that they are on.
 fn debug_log(bpf: &Bpf) -> Check {
     if !bpf.log.on {
@@ -208,6 +282,65 @@ fn debug_log(bpf: &Bpf) -> Check {
         ),
         "they cost time with each connection: `meshctl bpf log off`",
     )
+}
+
+fn first_packets(bpf: &Bpf) -> Check {
+    let believing = bpf.pods.iter().filter(|pod| pod.believes_first_packets);
+    let pods: Vec<&str> = believing.map(|pod| pod.workload.as_str()).collect();
+    if pods.is_empty() {
+        let detail = "no pod takes data of TCP Fast Open without a cookie".to_owned();
+        return check("fast open", Level::Ok, detail, "");
+    }
+    check(
+        "fast open",
+        Level::Fail,
+        format!("net.ipv4.tcp_fastopen has bit 0x200 in: {}", pods.join(", ")),
+        "packets with forged sources reach these applications: clear the bit",
+    )
+}
+
+fn foreign_programs(bpf: &Bpf) -> Check {
+    let mut found: BTreeMap<&BpfForeign, usize> = BTreeMap::new();
+    for program in bpf.pods.iter().flat_map(|pod| &pod.foreign) {
+        *found.entry(program).or_default() += 1;
+    }
+    if found.is_empty() {
+        let detail = "no program of others sees the sockets of captured pods".to_owned();
+        return check("foreign programs", Level::Ok, detail, "");
+    }
+    let line = |(program, pods): (&BpfForeign, usize)| {
+        let name = if program.name.is_empty() {
+            "(no name)"
+        } else {
+            &program.name
+        };
+        let meaning = foreign_meaning(&program.hook);
+        format!(
+            "{} {name} (id {}), {pods} pods: {meaning}",
+            program.hook, program.id
+        )
+    };
+    let lines: Vec<String> = found.into_iter().map(line).collect();
+    check(
+        "foreign programs",
+        Level::Warn,
+        lines.join("\n"),
+        "`bpftool prog show id ID` and `bpftool cgroup tree` say whose they are; harmless where each line says what you expect",
+    )
+}
+
+/// What a program of others at a hook may do to capture.
+fn foreign_meaning(hook: &str) -> &'static str {
+    match hook {
+        "sk_lookup" => "may choose another listener than the agent's: inbound connections could go around it",
+        "connect4" | "connect6" => "runs after ours, and sees the agent's port instead of the destination",
+        "getpeername4" | "getpeername6" => "runs after ours, and may change the names that we show",
+        "getsockname4" | "getsockname6" => "may change an application's own name",
+        "sock_create" => "may refuse sockets or bind them to a device (see connect_refused_device)",
+        "setsockopt" => "may refuse or change options",
+        "bind4" | "bind6" => "may refuse or move binds, not connections",
+        _ => "sees the sockets' events, and may change their options",
+    }
 }
 
 fn workers(workers: &[WorkerStatus]) -> Check {
@@ -245,6 +378,7 @@ mod tests {
             capture_reason: (capture == CaptureState::Failed).then(|| "no netns".into()),
             mtls: "STRICT".into(),
             mtls_policy: None,
+            uncaptured: Default::default(),
             usage: None,
         }
     }
@@ -323,11 +457,84 @@ mod tests {
                 addresses: vec![],
                 links: vec![],
                 shadowed_ports: vec![15008],
+                believes_first_packets: true,
+                foreign: vec![],
             }],
             ..Bpf::default()
         };
         assert_eq!(shadowed_ports(&bpf).level, Level::Warn);
         assert_eq!(shadowed_ports(&Bpf::default()).level, Level::Ok);
+        assert_eq!(first_packets(&bpf).level, Level::Fail);
+        assert_eq!(first_packets(&Bpf::default()).level, Level::Ok);
+    }
+
+    #[test]
+    fn programs_of_others_are_named_once_with_what_they_may_do() {
+        let pod = |n: u64| BpfPod {
+            workload: format!("shop/order-{n}"),
+            netns_cookie: n,
+            slot: 0,
+            addresses: vec![],
+            links: vec![],
+            shadowed_ports: vec![],
+            believes_first_packets: false,
+            foreign: vec![BpfForeign {
+                hook: "connect4".into(),
+                id: 12,
+                name: "balance".into(),
+            }],
+        };
+        let bpf = Bpf {
+            pods: vec![pod(1), pod(2)],
+            ..Bpf::default()
+        };
+        let check = foreign_programs(&bpf);
+        assert_eq!(check.level, Level::Warn);
+        assert!(
+            check
+                .detail
+                .starts_with("connect4 balance (id 12), 2 pods: runs after ours"),
+            "{}",
+            check.detail
+        );
+        assert_eq!(check.detail.lines().count(), 1);
+        assert_eq!(foreign_programs(&Bpf::default()).level, Level::Ok);
+    }
+
+    #[test]
+    fn a_kubelet_that_is_not_trusted_is_warned_about_where_it_matters() {
+        let none = Workloads::default();
+        let mut declaring = workload(CaptureState::Captured, EnrolmentState::Enrolled);
+        declaring.uncaptured.probe_ports = vec![8080];
+        let some = Workloads {
+            workloads: vec![declaring],
+        };
+        let not_found = ProbePassage::None(KubeletError::NotFound);
+        assert_eq!(probes(Some(&not_found), &none).level, Level::Ok);
+        let check = probes(Some(&not_found), &some);
+        assert_eq!(check.level, Level::Warn);
+        assert!(
+            check.detail.contains("declared by shop/order"),
+            "{}",
+            check.detail
+        );
+        let unfit = ProbePassage::None(KubeletError::Unfit {
+            path: "/x".into(),
+            why: "holds process 7, which is a container's".into(),
+        });
+        assert_eq!(probes(Some(&unfit), &none).level, Level::Warn);
+        assert_eq!(
+            probes(Some(&ProbePassage::Of("/x".into())), &some).level,
+            Level::Ok
+        );
+    }
+
+    #[test]
+    fn connections_that_cannot_be_closed_are_warned_about() {
+        let mut facts = OlderConnections::default();
+        assert_eq!(older(&facts).level, Level::Ok);
+        facts.problems.push("shop/order: this kernel cannot close".into());
+        assert_eq!(older(&facts).level, Level::Warn);
     }
 
     #[test]

@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::View;
 use crate::admin::document::{
-    Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod, BpfProgram,
-    CaptureState, CertificateCounts, CertificateEntry, CertificateState, Certificates, Checks, Config,
-    ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState, PodCounts,
-    SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads, timestamp,
+    Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfForeign, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod,
+    BpfProgram, CaptureState, CertificateCounts, CertificateEntry, CertificateState, Certificates, Checks,
+    Config, ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState,
+    OlderConnections, PodCounts, SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads,
+    timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
@@ -29,6 +30,8 @@ use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
 use crate::worker::{Place, Usage, Workers};
 
 use super::checks;
+
+mod uncaptured;
 
 /// How far each local enrolled workload is captured.
 pub(super) type CaptureStates = BTreeMap<WorkloadUid, capture::CaptureState>;
@@ -66,6 +69,13 @@ impl AgentView {
             pods_failed: pods.failed as u64,
             maps: self.capture.map_fill().into_iter().map(map_fill).collect(),
             events: self.capture.counters().into_iter().collect(),
+            older_connections: self
+                .capture
+                .older()
+                .iter()
+                .map(|of| of.connections.len() as u64)
+                .sum(),
+            older_closed: self.capture.older_closed(),
             affinity: self.affinity.status(),
             event_reports: event_reports(&self.capture.event_tallies()),
             debug_log: self.capture.debug_log().is_some(),
@@ -188,11 +198,17 @@ impl View for AgentView {
     }
 
     fn workloads(&self) -> Workloads {
-        workloads(
-            &self.snapshots.load(),
-            &self.capture.states(),
-            &self.workers.usage(),
-        )
+        let snapshot = self.snapshots.load();
+        let mut all = workloads(&snapshot, &self.capture.states(), &self.workers.usage());
+        uncaptured::describe(&mut all, &snapshot, &self.capture);
+        all
+    }
+
+    fn older_connections(&self, filter: &ConnectionFilter) -> OlderConnections {
+        let mut older = uncaptured::older(&self.snapshots.load(), self.capture.older());
+        older.connections.retain(|entry| entry.matches(filter));
+        older.closed = self.capture.older_closed();
+        older
     }
 
     fn connections(&self, filter: &ConnectionFilter) -> Connections {
@@ -247,6 +263,8 @@ impl View for AgentView {
             certificates: self.certificates(),
             bpf: self.bpf(),
             workers: self.workers.status(),
+            probes: self.capture.probe_passage(),
+            older: self.older_connections(&ConnectionFilter::default()),
         }));
         checks
     }
@@ -370,6 +388,7 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates, usage: &BTreeMap<Workl
             mtls_policy: mtls
                 .and_then(|decision| decision.decided_by.as_ref())
                 .map(ToString::to_string),
+            uncaptured: Default::default(),
         }
     };
     Workloads {
@@ -437,6 +456,14 @@ fn time(at: Timestamp) -> String {
     timestamp(at.into())
 }
 
+fn foreign(program: capture::ForeignProgram) -> BpfForeign {
+    BpfForeign {
+        hook: program.hook.to_owned(),
+        id: program.id,
+        name: program.name,
+    }
+}
+
 fn bpf(status: CaptureStatus) -> Bpf {
     let pod = |pod: capture::PodStatus| BpfPod {
         workload: pod.workload.to_string(),
@@ -453,6 +480,8 @@ fn bpf(status: CaptureStatus) -> Bpf {
             })
             .collect(),
         shadowed_ports: pod.shadowed_ports.into_iter().collect(),
+        believes_first_packets: pod.believes_first_packets,
+        foreign: pod.foreign.into_iter().map(foreign).collect(),
     };
     let map = |map: capture::MapStatus| BpfMap {
         entries: entries(&map),

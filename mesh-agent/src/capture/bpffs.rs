@@ -26,12 +26,13 @@ const SYSTEM: &str = "/sys/fs/bpf";
 const PARENT: &str = "/sys/fs/bpf/mesh-agent";
 
 /// A pod's hooks in the order in which they go: what sends traffic to us first, what receives it last. They come in reverse.
-pub(super) const HOOKS: [&str; 6] = [
+pub(super) const HOOKS: [&str; 7] = [
     "connect4",
     "connect6",
     "getpeername4",
     "getpeername6",
     "sock_ops",
+    "setsockopt",
     "sk_lookup",
 ];
 

@@ -9,7 +9,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use tracing::{info, warn};
 
 use super::error::{CaptureError, EnrolError};
-use super::mounts;
+use super::mounts::{self, Mount};
 
 /// The cgroup2 mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,13 +24,17 @@ impl Cgroup2 {
     /// Finds the mount, or takes the one named.
     pub(super) fn find(named: Option<&Path>) -> Result<Self, CaptureError> {
         let table = mounts::read().map_err(CaptureError::io("reading /proc/self/mountinfo"))?;
+        Self::among(table, named).ok_or(CaptureError::NoCgroup2)
+    }
+
+    /// The one of these mounts that is meant: on a hybrid host the hierarchies of version 1 are mounted beside it.
+    fn among(table: Vec<Mount>, named: Option<&Path>) -> Option<Self> {
         let mut candidates = table.into_iter().filter(|m| m.kind == "cgroup2");
         let mount = match named {
             Some(path) => candidates.find(|m| m.point == path),
             None => candidates.next(),
-        };
-        let mount = mount.ok_or(CaptureError::NoCgroup2)?;
-        Ok(Self {
+        }?;
+        Some(Self {
             mount: mount.point,
             root: mount.root,
         })
@@ -39,6 +43,11 @@ impl Cgroup2 {
     /// The cgroup that a process is in, where it still runs and the mount shows that.
     pub(super) fn of_process(&self, pid: u32) -> Option<PathBuf> {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        self.place_of(&text)
+    }
+
+    /// Where the cgroup that a `/proc/PID/cgroup` names is below the mount.
+    pub(super) fn place_of(&self, text: &str) -> Option<PathBuf> {
         let own = text.lines().find_map(|line| line.strip_prefix("0::"))?;
         below_mount(self, Path::new(own))
     }
@@ -89,6 +98,11 @@ impl PodCgroup {
     /// For attaching programs.
     pub(super) fn file(&self) -> &File {
         &self.dir
+    }
+
+    /// Where it is, without symbolic links.
+    pub(super) fn path(&self) -> &Path {
+        &self.full
     }
 
     /// Whether `cgroup` is this one or below it.
@@ -217,6 +231,38 @@ mod tests {
             mount: mount.into(),
             root: root.into(),
         }
+    }
+
+    const PURE: &str = "\
+        24 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n\
+        29 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n\
+        31 23 0:28 / /sys/fs/bpf rw,nosuid,nodev,noexec,relatime shared:11 - bpf bpf rw,mode=700\n";
+    const HYBRID: &str = "\
+        29 23 0:26 / /sys/fs/cgroup ro,nosuid,nodev,noexec shared:9 - tmpfs tmpfs ro,size=4096k,mode=755\n\
+        30 29 0:27 / /sys/fs/cgroup/unified rw,nosuid,nodev,noexec,relatime shared:10 - cgroup2 cgroup2 rw,nsdelegate\n\
+        31 29 0:28 / /sys/fs/cgroup/systemd rw,nosuid,nodev,noexec,relatime shared:11 - cgroup cgroup rw,xattr,name=systemd\n\
+        34 29 0:31 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid,nodev,noexec,relatime shared:15 - cgroup cgroup rw,cpu,cpuacct\n";
+    const VERSION1: &str = "\
+        29 23 0:26 / /sys/fs/cgroup ro,nosuid,nodev,noexec shared:9 - tmpfs tmpfs ro,size=4096k,mode=755\n\
+        34 29 0:31 / /sys/fs/cgroup/memory rw,nosuid,nodev,noexec,relatime shared:15 - cgroup cgroup rw,memory\n";
+
+    fn found(text: &str, named: Option<&str>) -> Option<PathBuf> {
+        Cgroup2::among(mounts::parse(text), named.map(Path::new)).map(|found| found.mount)
+    }
+
+    #[test]
+    fn the_hierarchy_is_found_on_pure_and_on_hybrid_hosts_and_not_invented() {
+        assert_eq!(found(PURE, None), Some("/sys/fs/cgroup".into()));
+        assert_eq!(found(HYBRID, None), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(found(VERSION1, None), None);
+    }
+
+    #[test]
+    fn a_named_directory_must_be_the_hierarchy_itself() {
+        let unified = "/sys/fs/cgroup/unified";
+        assert_eq!(found(HYBRID, Some(unified)), Some(unified.into()));
+        assert_eq!(found(HYBRID, Some("/sys/fs/cgroup/systemd")), None);
+        assert_eq!(found(HYBRID, Some("/sys/fs/cgroup")), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use mesh_common::NodeConst;
 use serde::Serialize;
 
 use super::bpffs::is_on_bpffs;
@@ -76,9 +77,11 @@ pub fn checks(options: &CaptureOptions) -> Vec<Check> {
             |found| found.mount.display().to_string(),
         ),
         bpffs(&options.bpffs_dir),
-        Check::of("programs", NodeObject::load(None), |object| {
-            format!("the kernel accepts all {} programs", object.programs().count())
-        }),
+        Check::of(
+            "programs",
+            NodeObject::load(None, NodeConst::default()),
+            |object| format!("the kernel accepts all {} programs", object.programs().count()),
+        ),
     ]
 }
 

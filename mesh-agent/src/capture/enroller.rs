@@ -1,4 +1,4 @@
-//! Keeps the captured pods in step with the snapshot: enrols, updates, releases, tries again. Decides in [`plan`], acts in [`run`].
+//! Keeps the captured pods in step with the snapshot: enrols, updates, releases, tries again. Decides in [`steps`], acts in [`run`].
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_core::model::{Workload, WorkloadUid};
+use mesh_core::plan;
 use mesh_core::snapshot::Snapshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::PodServer;
+use super::enrolled;
 use super::error::EnrolError;
 use super::node::{Capture, CaptureState};
-use super::pod::PodSpec;
+use super::pod::{PodSpec, Rules};
 use super::sys::async_readable;
 use crate::state::SnapshotCell;
 
@@ -39,7 +41,10 @@ pub async fn run(
         let snapshot = snapshots.load();
         let Ok(next) = tokio::task::spawn_blocking(move || {
             let local = Local::of(&snapshot, &enroller.capture.options().node_name);
-            enroller.pass(&local, Instant::now());
+            enroller.tell_enrolled(&snapshot);
+            let now = Instant::now();
+            enroller.pass(&local, now);
+            enroller.see_to_what_passes(&snapshot, now);
             enroller
         })
         .await
@@ -69,7 +74,7 @@ enum Step {
 
 /// The steps from what is captured (with the word whether its place is still there) to what is wanted. Releases come first: their
 /// namespaces may be wanted by others.
-fn plan(
+fn steps(
     wanted: &BTreeMap<WorkloadUid, PodSpec>,
     captured: &BTreeMap<WorkloadUid, (PodSpec, bool)>,
 ) -> Vec<Step> {
@@ -145,6 +150,10 @@ struct Enroller {
     watchers: BTreeMap<WorkloadUid, Watcher>,
     /// Pins of an earlier run may still be there.
     leftovers: bool,
+    /// Version of the snapshot by which connections were judged last.
+    judged: u64,
+    /// The snapshot whose enrolled addresses the kernel knows.
+    told: Option<u64>,
 }
 
 impl Enroller {
@@ -155,11 +164,27 @@ impl Enroller {
             failures: BTreeMap::new(),
             watchers: BTreeMap::new(),
             leftovers: true,
+            judged: 0,
+            told: None,
+        }
+    }
+
+    /// Before anything is captured, the kernel is to know who else is. Tried again with the next pass when it fails.
+    fn tell_enrolled(&mut self, snapshot: &Snapshot) {
+        if self.told == Some(snapshot.version()) {
+            return;
+        }
+        match self.capture.put_enrolled(&enrolled::addresses(snapshot)) {
+            Ok(()) => self.told = Some(snapshot.version()),
+            Err(error) => warn!(
+                %error,
+                "the kernel does not know who is enrolled: sockets bound to other devices are refused all their connections"
+            ),
         }
     }
 
     fn pass(&mut self, local: &Local, now: Instant) {
-        for step in plan(&local.placed, &self.capture.captured()) {
+        for step in steps(&local.placed, &self.capture.captured()) {
             match step {
                 Step::Release(uid) => self.capture.release(&uid, &*self.server),
                 Step::Enrol(spec) => self.try_enrol(spec, now),
@@ -172,6 +197,27 @@ impl Enroller {
             self.capture.drop_leftovers();
             self.leftovers = false;
         }
+    }
+
+    /// The kubelet, what each pod excludes, and what goes around capture.
+    fn see_to_what_passes(&mut self, snapshot: &Snapshot, now: Instant) {
+        self.capture.check_kubelet();
+        let allowed = self.capture.options().allow_exclusions;
+        for uid in self.capture.captured().keys() {
+            // Gone from the configuration with the next pass: until then nothing new may pass.
+            let rules = snapshot
+                .workload(uid)
+                .map_or_else(Rules::default, |workload| Rules {
+                    probe_ports: workload.probe_ports.clone(),
+                    exclusions: plan::exclusions(snapshot, workload, allowed).in_force,
+                });
+            self.capture.set_rules(uid, &rules);
+        }
+        let changed = self.judged != snapshot.version();
+        self.judged = snapshot.version();
+        self.capture.look_for_older(now, changed, |uid, connection| {
+            plan::uncaptured(snapshot, snapshot.workload(uid)?, connection)
+        });
     }
 
     fn try_enrol(&mut self, spec: PodSpec, now: Instant) {
@@ -348,7 +394,7 @@ mod tests {
     fn what_is_as_wanted_stays_untouched() {
         let a = spec("a", "198.18.0.1");
         assert_eq!(
-            plan(&wanted(std::slice::from_ref(&a)), &captured(&[(a, true)])),
+            steps(&wanted(std::slice::from_ref(&a)), &captured(&[(a, true)])),
             []
         );
     }
@@ -356,7 +402,7 @@ mod tests {
     #[test]
     fn a_change_leads_to_one_enrolment_and_no_release() {
         let (before, after) = (spec("a", "198.18.0.1"), spec("a", "198.18.0.2"));
-        let steps = plan(
+        let steps = steps(
             &wanted(std::slice::from_ref(&after)),
             &captured(&[(before, true)]),
         );
@@ -366,7 +412,7 @@ mod tests {
     #[test]
     fn a_place_that_was_made_anew_is_released_before_it_is_enrolled_again() {
         let (a, b) = (spec("a", "198.18.0.1"), spec("b", "198.18.0.2"));
-        let steps = plan(
+        let steps = steps(
             &wanted(&[a.clone(), b.clone()]),
             &captured(&[(a.clone(), false), (spec("z", "198.18.0.9"), true)]),
         );

@@ -124,6 +124,24 @@ pub enum EnrolError {
         /// The interfaces that are up.
         interfaces: Vec<String>,
     },
+    /// The pod's processes are in other cgroups than its own.
+    #[error(
+        "its process {pid} is in cgroup {found}, not below its cgroup {expected}: what it connects to would not be captured"
+    )]
+    Astray {
+        /// One of its processes.
+        pid: u32,
+        /// Where that is.
+        found: PathBuf,
+        /// Where it should be.
+        expected: PathBuf,
+    },
+    /// The namespace's listeners believe the source address of a single packet.
+    #[error(
+        "net.ipv4.tcp_fastopen of its network namespace has bit 0x200, which takes data without a cookie: packets with forged sources \
+         would reach the application. Clear the bit"
+    )]
+    FastOpenWithoutCookie,
     /// There is no slot left.
     #[error("this node captures {} pods at most", mesh_common::MAX_PODS)]
     Full,

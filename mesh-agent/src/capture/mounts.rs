@@ -20,7 +20,8 @@ pub(super) fn read() -> io::Result<Vec<Mount>> {
     Ok(parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
 }
 
-fn parse(text: &str) -> Vec<Mount> {
+/// The mounts that `text` lists; lines of another shape are left out.
+pub(super) fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_line).collect()
 }
 

@@ -1,7 +1,7 @@
 //! A pod's network namespace: entering it for a moment, and what is asked of it. Never stays in it: every entry is one synchronous
 //! function, and a thread that could not come back ends the process.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use mesh_common::mutation::{self, Mechanism};
-use nix::net::if_::InterfaceFlags;
+use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -35,8 +35,8 @@ pub(super) struct Netns {
 /// What a look at the interfaces of a namespace shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Interfaces {
-    /// All addresses.
-    pub(super) addresses: BTreeSet<IpAddr>,
+    /// All addresses, with the index of the device that carries each.
+    pub(super) addresses: BTreeMap<IpAddr, u32>,
     /// Names of the interfaces that are up, loopback apart.
     pub(super) up: BTreeSet<String>,
 }
@@ -55,9 +55,29 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The cookie of the namespace that this thread is in: the agent's own, which is the host's.
+    pub(super) fn home_cookie() -> io::Result<u64> {
+        netns_cookie(Socket::new(Domain::IPV4, Type::STREAM, None)?.as_fd())
+    }
+
+    /// The ports that its kernel gives to clients (`ip_local_port_range`, for both families).
+    pub(super) fn ephemeral_ports(&self) -> io::Result<(u16, u16)> {
+        let text = self.within(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range"))??;
+        let mut numbers = text.split_whitespace().map_while(|number| number.parse().ok());
+        match (numbers.next(), numbers.next()) {
+            (Some(first), Some(last)) => Ok((first, last)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
     /// Its cookie: unique as long as the kernel runs.
     pub(super) fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// Its inode, by which `/proc` names it.
+    pub(super) fn inode(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.ino())
     }
 
     /// Whether it is the namespace that the agent itself lives in.
@@ -101,13 +121,15 @@ impl Netns {
             let mut seen = Interfaces::default();
             for entry in nix::ifaddrs::getifaddrs()? {
                 let flags = entry.flags;
-                if flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK) {
-                    seen.up.insert(entry.interface_name);
-                }
                 if let Some(address) = entry.address {
                     let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
                     let v6 = address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
-                    seen.addresses.extend(v4.or(v6));
+                    // A device that is gone by now takes its addresses along: the next change says so.
+                    let device = || if_nametoindex(entry.interface_name.as_str()).unwrap_or(0);
+                    seen.addresses.extend(v4.or(v6).map(|ip| (ip, device())));
+                }
+                if flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK) {
+                    seen.up.insert(entry.interface_name);
                 }
             }
             Ok(seen)
@@ -124,6 +146,19 @@ impl Netns {
                     std::fs::read_to_string(format!("/proc/sys/net/{name}"))
                         .is_ok_and(|value| value.trim() != "0")
                 })
+        })
+    }
+
+    /// Whether its TCP listeners take data of TCP Fast Open without a cookie (`tcp_fastopen` of the kernel's `ip-sysctl`): then the
+    /// source address of a single packet is believed.
+    pub(super) fn believes_first_packets(&self) -> io::Result<bool> {
+        const SERVER_WITHOUT_COOKIE: u32 = 0x200;
+        self.within(|| {
+            let setting = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fastopen").unwrap_or_default();
+            setting
+                .trim()
+                .parse()
+                .is_ok_and(|bits: u32| bits & SERVER_WITHOUT_COOKIE != 0)
         })
     }
 

@@ -2,6 +2,7 @@
 //! Whatever is pinned outlives a crash, so a pod whose agent died refuses connections; it never goes on in plaintext.
 
 mod entries;
+mod passes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -10,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aya::programs::links::FdLink;
-use mesh_common::{MAX_PODS, MAX_WORKERS, OwnKey, PodConst, PodEntry, maps};
+use mesh_common::{Addr, MAX_PODS, MAX_WORKERS, NodeConst, OwnKey, PodConst, PodEntry, maps};
 use mesh_core::model::WorkloadUid;
+use mesh_core::plan::AllowedExclusions;
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -21,11 +23,17 @@ use super::debug_log::DebugLog;
 use super::error::{CaptureError, EnrolError};
 use super::events::{Book, Predecessors};
 use super::flows::KernelFlows;
+use super::netns::Netns;
 use super::objects::NodeObject;
-use super::pod::{CapturedPod, Place, PodSpec, data_path_pod, make_listeners};
+use super::older::Older;
+use super::pod::{CapturedPod, Place, PodSpec, Rules, data_path_pod, make_listeners};
+use super::residents::Residents;
 use super::sys::Table;
 use super::{FlowTable, PodServer, checks};
+use crate::settings::KubeletCgroup;
 use entries::Undo;
+use passes::Passes;
+pub use passes::ProbePassage;
 
 /// How to capture.
 #[derive(Clone, Debug)]
@@ -38,6 +46,10 @@ pub struct CaptureOptions {
     pub cgroup_root: Option<PathBuf>,
     /// How many workers accept connections, 1 to `mesh_common::MAX_WORKERS`.
     pub workers: usize,
+    /// Whose connections pass as probes.
+    pub kubelet_cgroup: KubeletCgroup,
+    /// Which exclusions pods may ask for.
+    pub allow_exclusions: AllowedExclusions,
 }
 
 impl CaptureOptions {
@@ -48,6 +60,8 @@ impl CaptureOptions {
             bpffs_dir: bpffs::default_dir(node_name),
             cgroup_root: None,
             workers: workers.clamp(1, MAX_WORKERS as usize),
+            kubelet_cgroup: KubeletCgroup::Auto,
+            allow_exclusions: AllowedExclusions::default(),
         }
     }
 }
@@ -75,7 +89,9 @@ pub struct Capture {
     pub(super) flows: Arc<KernelFlows>,
     pub(super) pods: Table<u64, PodEntry>,
     pub(super) own: Table<OwnKey, u32>,
+    pub(super) enrolled: Table<Addr, u32>,
     pub(super) listeners: Table<u32, u32>,
+    pub(super) passes: Passes,
     pub(super) book: Mutex<Book>,
     pub(super) debug_log: DebugLog,
     predecessors: Mutex<Predecessors>,
@@ -131,10 +147,15 @@ impl Capture {
     }
 
     fn load_into(options: CaptureOptions, started: Started) -> Result<Self, CaptureError> {
-        let loaded = NodeObject::load(Some(&started.run.maps())).and_then(|mut object| {
-            let delivery = object.attach_agent(started.agent_cgroup.file())?;
-            Ok((delivery, object.debug_lines()?, object))
-        });
+        let host_netns = Netns::home_cookie();
+        let host_netns = host_netns.map_err(CaptureError::io(
+            "reading the cookie of the host's network namespace",
+        ))?;
+        let loaded =
+            NodeObject::load(Some(&started.run.maps()), NodeConst { host_netns }).and_then(|mut object| {
+                let delivery = object.attach_agent(started.agent_cgroup.file())?;
+                Ok((delivery, object.debug_lines()?, object))
+            });
         let (delivery, debug_lines, object) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -158,7 +179,9 @@ impl Capture {
             }),
             pods: Table::new(object.map(maps::PODS)?),
             own: Table::new(object.map(maps::OWN)?),
+            enrolled: Table::new(object.map(maps::ENROLLED)?),
             listeners: Table::new(object.map(maps::LISTENERS)?),
+            passes: Passes::new(&object, host_netns)?,
             debug_log: DebugLog::new(Table::new(object.map(maps::LOG_SWITCH)?), debug_lines),
             object: Mutex::new(object),
             book: Mutex::default(),
@@ -198,6 +221,7 @@ impl Capture {
     /// The pod is left as it was; see [`EnrolError::is_pending`].
     pub fn enrol(&self, spec: &PodSpec, server: &dyn PodServer) -> Result<(), EnrolError> {
         let place = Place::find(spec, |path| self.cgroup2.open_pod(path, self.agent_cgroup.path()))?;
+        self.refuse_strays(&place)?;
         let mut state = self.state();
         if let Some(present) = state.pods.get(&spec.uid) {
             if present.spec == *spec && present.is_current() {
@@ -217,6 +241,25 @@ impl Capture {
         let captured = self.capture(&state, spec, place, server)?;
         state.pods.insert(spec.uid.clone(), captured);
         Ok(())
+    }
+
+    /// The hooks are on the cgroup: processes that are elsewhere would go around them.
+    fn refuse_strays(&self, place: &Place) -> Result<(), EnrolError> {
+        let home = place.cgroup.path();
+        let inode = place
+            .netns
+            .inode()
+            .map_err(EnrolError::kernel("looking at its network namespace"))?;
+        let residents = Residents::of(inode, home, &self.cgroup2);
+        let residents = residents.map_err(EnrolError::kernel("looking for its processes in /proc"))?;
+        match residents.stray() {
+            None => Ok(()),
+            Some((pid, found)) => Err(EnrolError::Astray {
+                pid,
+                found,
+                expected: home.to_owned(),
+            }),
+        }
     }
 
     /// The order matters: see the design of enrolment in ARCHITECTURE.md. Listeners, entries, workers, `sk_lookup`, `sock_ops`,
@@ -243,7 +286,7 @@ impl Capture {
             slot,
         };
         self.list(slot, &listeners)?;
-        self.put_own(cookie, &BTreeSet::new(), &interfaces.addresses)?;
+        self.put_own(cookie, &BTreeMap::new(), &interfaces.addresses)?;
         self.put_entry(spec, cookie, slot, server.workers())?;
         let dir = self
             .run
@@ -251,9 +294,13 @@ impl Capture {
             .map_err(EnrolError::kernel("making the directory of its pins"))?;
         let pod = data_path_pod(spec, &netns, slot);
         server.serve(Arc::clone(&pod), listeners);
-        let attached =
-            self.object()
-                .attach_pod(PodConst { netns: cookie }, netns.file(), cgroup.file(), &dir);
+        let consts = PodConst {
+            netns: cookie,
+            host_netns: self.passes.host_netns(),
+        };
+        let attached = self
+            .object()
+            .attach_pod(consts, netns.file(), cgroup.file(), &dir);
         let links = attached.map_err(|(what, why)| {
             server.retire(&spec.uid);
             EnrolError::Kernel { what, why }
@@ -269,6 +316,8 @@ impl Capture {
             own: interfaces.addresses,
             links,
             changes: Arc::new(changes),
+            rules: Rules::default(),
+            older: Older::default(),
         })
     }
 
@@ -422,6 +471,7 @@ impl Capture {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         drop(delivery);
+        self.passes.detach();
         if let Err(error) = self.dir.remove() {
             warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
         }

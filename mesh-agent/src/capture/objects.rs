@@ -11,17 +11,19 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_log::EbpfLogger;
 #[cfg(feature = "mutants")]
 use mesh_common::mutation;
-use mesh_common::{PodConst, maps, programs};
+use mesh_common::{NodeConst, PodConst, maps, programs};
 
 use super::debug_log::Forward;
 use super::error::{CaptureError, causes};
+use super::sys::{link_set_option, pin_object};
 
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/objects.rs"));
 }
 
 /// The links of a pod on its cgroup: name of the pin, program. In the order in which they are attached.
-const CGROUP_HOOKS: [(&str, &str); 5] = [
+const CGROUP_HOOKS: [(&str, &str); 6] = [
+    ("setsockopt", programs::SETSOCKOPT),
     ("sock_ops", programs::POD_SOCK_OPS),
     ("getpeername6", programs::GETPEERNAME6),
     ("getpeername4", programs::GETPEERNAME4),
@@ -46,15 +48,17 @@ impl NodeObject {
     }
 
     /// Loads programs and maps; the maps are pinned in `pins`, so that each pod's object shares them.
-    pub(super) fn load(pins: Option<&Path>) -> Result<Self, CaptureError> {
+    pub(super) fn load(pins: Option<&Path>, node: NodeConst) -> Result<Self, CaptureError> {
         let object = embedded::NODE.ok_or(CaptureError::NotBuilt)?;
         let mut bpf = loader(pins)
+            .override_global(programs::NODE_CONST, &node, true)
             .load(object)
             .map_err(CaptureError::load("the node's maps"))?;
         for (name, program) in bpf.programs_mut() {
             let loaded = match program {
                 Program::CgroupSockAddr(program) => program.load(),
                 Program::SockOps(program) => program.load(),
+                Program::CgroupSockopt(program) => program.load(),
                 _ => continue,
             };
             loaded.map_err(CaptureError::load(format!("program {name}")))?;
@@ -95,6 +99,12 @@ impl NodeObject {
         attached.map_err(|(what, why)| CaptureError::Load { what, why })
     }
 
+    /// Attaches the program that notes probes to the kubelet's cgroup, for as long as the link is kept.
+    pub(super) fn attach_kubelet(&mut self, cgroup: &File) -> Result<FdLink, CaptureError> {
+        let attached = self.attach(programs::KUBELET_SOCK_OPS, cgroup);
+        attached.map_err(|(what, why)| CaptureError::Load { what, why })
+    }
+
     /// Attaches to a pod, `sk_lookup` first and `connect` last, pinning each link in `dir`. Returns the links in the order in which they
     /// were attached; on an error those attached so far are detached again.
     pub(super) fn attach_pod(
@@ -108,9 +118,9 @@ impl NodeObject {
         let attached = attach_lookup(&self.maps, pod, netns)
             .and_then(|link| links.pin(link, dir, "sk_lookup"))
             .and_then(|()| {
-                CGROUP_HOOKS
-                    .iter()
-                    .try_for_each(|(hook, program)| links.pin(self.attach(program, cgroup)?, dir, hook))
+                CGROUP_HOOKS.iter().try_for_each(|(hook, program)| {
+                    self.attach_pinned(program, cgroup, &mut links, dir, hook)
+                })
             });
         match attached {
             Ok(()) => Ok(links),
@@ -118,6 +128,26 @@ impl NodeObject {
                 links.detach();
                 Err(refused)
             }
+        }
+    }
+
+    fn attach_pinned(
+        &mut self,
+        name: &str,
+        cgroup: &File,
+        links: &mut PodLinks,
+        dir: &Path,
+        hook: &'static str,
+    ) -> Result<(), Refused> {
+        match self.bpf.program(name) {
+            // aya gives no descriptor of such a link away, so it cannot pin it.
+            Some(Program::CgroupSockopt(program)) => {
+                let refused = |why: &dyn std::error::Error| (format!("program {name}"), causes(why));
+                let fd = program.fd().map_err(|e| refused(&e))?.as_fd();
+                let link = link_set_option(fd, cgroup.as_fd()).map_err(|e| refused(&e))?;
+                links.pin_raw(link, dir, hook)
+            }
+            _ => links.pin(self.attach(name, cgroup)?, dir, hook),
         }
     }
 
@@ -188,6 +218,7 @@ fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
 fn map_data(map: &Map) -> Option<&MapData> {
     match map {
         Map::HashMap(data)
+        | Map::LpmTrie(data)
         | Map::SockMap(data)
         | Map::PerCpuArray(data)
         | Map::SkStorage(data)
@@ -214,6 +245,15 @@ impl PodLinks {
         let path = dir.join(hook);
         let pinned = link.pin(&path);
         let link = pinned.map_err(|error| (format!("the pin {}", path.display()), causes(&error)))?;
+        self.0.push(PodLink { hook, path, link });
+        Ok(())
+    }
+
+    fn pin_raw(&mut self, link: OwnedFd, dir: &Path, hook: &'static str) -> Result<(), Refused> {
+        let path = dir.join(hook);
+        let refused = |why: &dyn std::error::Error| (format!("the pin {}", path.display()), causes(why));
+        pin_object(link.as_fd(), &path).map_err(|e| refused(&e))?;
+        let link = PinnedLink::from_pin(&path).map_err(|e| refused(&e))?;
         self.0.push(PodLink { hook, path, link });
         Ok(())
     }

@@ -1,19 +1,20 @@
 //! One captured pod: what of it is in the kernel, and the order in which that comes and goes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use mesh_common::{Addr, MAX_WORKERS, Role};
-use mesh_core::model::{SpiffeId, Workload, WorkloadUid};
+use mesh_core::model::{Exclusions, SpiffeId, Workload, WorkloadUid};
 use socket2::Socket;
 
 use super::cgroup::PodCgroup;
 use super::error::EnrolError;
 use super::netns::{Interfaces, Netns};
 use super::objects::PodLinks;
+use super::older::Older;
 use super::sockets::NetnsSockets;
 use super::{Listener, Pod};
 
@@ -89,6 +90,7 @@ impl Place {
         let facts = Facts {
             is_home: netns.is_home().map_err(gone)?,
             forwards: netns.forwards().map_err(gone)?,
+            believes_first_packets: netns.believes_first_packets().map_err(gone)?,
             interfaces: &interfaces,
         };
         judge(spec, &facts)?;
@@ -105,6 +107,7 @@ impl Place {
 struct Facts<'a> {
     is_home: bool,
     forwards: bool,
+    believes_first_packets: bool,
     interfaces: &'a Interfaces,
 }
 
@@ -119,10 +122,13 @@ fn judge(spec: &PodSpec, facts: &Facts<'_>) -> Result<(), EnrolError> {
             interfaces: facts.interfaces.up.iter().cloned().collect(),
         });
     }
+    if facts.believes_first_packets {
+        return Err(EnrolError::FastOpenWithoutCookie);
+    }
     match spec
         .addresses
         .iter()
-        .find(|ip| !facts.interfaces.addresses.contains(ip))
+        .find(|ip| !facts.interfaces.addresses.contains_key(ip))
     {
         Some(ip) => Err(EnrolError::AddressMissing(*ip)),
         None => Ok(()),
@@ -154,10 +160,23 @@ pub(super) struct CapturedPod {
     pub(super) pod: Arc<Pod>,
     pub(super) netns: Arc<Netns>,
     pub(super) cgroup: PodCgroup,
-    /// The pod's own addresses as they are in the kernel's map.
-    pub(super) own: BTreeSet<IpAddr>,
+    /// The pod's own addresses as they are in the kernel's map, with their devices.
+    pub(super) own: BTreeMap<IpAddr, u32>,
     pub(super) links: PodLinks,
     pub(super) changes: Arc<OwnedFd>,
+    /// What passes uncaptured, as it is in the kernel's maps.
+    pub(super) rules: Rules,
+    /// What goes around capture.
+    pub(super) older: Older,
+}
+
+/// What of a pod's traffic passes uncaptured. Changes without any effect on its captured connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Ports that the kubelet may reach.
+    pub probe_ports: BTreeSet<u16>,
+    /// What is excluded.
+    pub exclusions: Exclusions,
 }
 
 impl CapturedPod {
@@ -195,7 +214,7 @@ mod tests {
 
     fn interfaces(up: &[&str], addresses: &[&str]) -> Interfaces {
         Interfaces {
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            addresses: addresses.iter().map(|a| (a.parse().unwrap(), 2)).collect(),
             up: up.iter().map(|&name| name.to_owned()).collect(),
         }
     }
@@ -206,6 +225,7 @@ mod tests {
             &Facts {
                 is_home: false,
                 forwards,
+                believes_first_packets: false,
                 interfaces,
             },
         )
@@ -224,6 +244,19 @@ mod tests {
         assert!(matches!(refused, EnrolError::Forwards { .. }));
         assert!(!refused.is_pending());
         assert!(judged(&spec(&["198.18.0.1"]), false, &seen).is_ok());
+    }
+
+    #[test]
+    fn a_namespace_whose_listeners_believe_a_single_packet_is_refused() {
+        let facts = Facts {
+            is_home: false,
+            forwards: false,
+            believes_first_packets: true,
+            interfaces: &interfaces(&["eth0"], &["198.18.0.1"]),
+        };
+        let refused = judge(&spec(&["198.18.0.1"]), &facts).unwrap_err();
+        assert!(matches!(refused, EnrolError::FastOpenWithoutCookie));
+        assert!(!refused.is_pending());
     }
 
     #[test]

@@ -5,10 +5,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use aya::maps::{MapData, PerCpuArray};
-use mesh_common::{Counter, LISTENERS, MAX_FLOWS, MAX_OWN, MAX_PODS, is_agent_port, maps};
+use mesh_common::{
+    Counter, LISTENERS, MAX_CIDRS, MAX_ENROLLED, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS, MAX_PROBES,
+    is_agent_port, maps,
+};
 use mesh_core::model::WorkloadUid;
 use serde::Serialize;
 
+use super::foreign::{self, ForeignProgram};
 use super::node::Capture;
 use super::objects::NodeObject;
 use super::pod::CapturedPod;
@@ -69,6 +73,10 @@ pub struct PodStatus {
     pub links: Vec<LinkStatus>,
     /// Agent ports on which something in the pod listens: never reached from off the pod.
     pub shadowed_ports: BTreeSet<u16>,
+    /// Whether its listeners take data of TCP Fast Open without a cookie: somebody has changed the setting since it was captured.
+    pub believes_first_packets: bool,
+    /// Programs of others that see its sockets.
+    pub foreign: Vec<ForeignProgram>,
 }
 
 /// A link.
@@ -87,6 +95,7 @@ impl Capture {
     pub fn status(&self) -> CaptureStatus {
         // The lock is taken again below: let it go first.
         let programs = programs(&self.object());
+        let ours: BTreeSet<u32> = programs.iter().map(|program| program.id).collect();
         CaptureStatus {
             node: self.options.node_name.clone(),
             bpffs: self.options.bpffs_dir.clone(),
@@ -95,7 +104,7 @@ impl Capture {
             programs,
             maps: self.map_fill(),
             counters: self.counters(),
-            pods: self.each_pod(describe),
+            pods: self.each_pod(|pod| describe(pod, &ours)),
         }
     }
 
@@ -112,12 +121,24 @@ impl Capture {
         [
             fill(maps::PODS, self.pods.keys().map(|k| k.len()), MAX_PODS),
             fill(maps::OWN, self.own.keys().map(|k| k.len()), MAX_OWN),
+            fill(
+                maps::ENROLLED,
+                self.enrolled.keys().map(|k| k.len()),
+                MAX_ENROLLED,
+            ),
             fill(maps::HANDOFF, flows.handoff.keys().map(|k| k.len()), MAX_FLOWS),
             fill(
                 maps::DELIVERIES,
                 flows.deliveries.keys().map(|k| k.len()),
                 MAX_FLOWS,
             ),
+            fill(
+                maps::PROBES,
+                self.passes.probes.keys().map(|k| k.len()),
+                MAX_PROBES,
+            ),
+            fill(maps::PORTS, self.passes.ports.keys().map(|k| k.len()), MAX_PORTS),
+            fill(maps::CIDRS, self.passes.cidrs.keys().map(|k| k.len()), MAX_CIDRS),
             fill(maps::LISTENERS, self.listeners.keys().map(|k| k.len()), LISTENERS),
         ]
         .into_iter()
@@ -166,7 +187,7 @@ fn programs(object: &NodeObject) -> Vec<ProgramStatus> {
     programs
 }
 
-fn describe(pod: &CapturedPod) -> PodStatus {
+fn describe(pod: &CapturedPod, ours: &BTreeSet<u32>) -> PodStatus {
     let link = |(hook, id, program)| LinkStatus { hook, id, program };
     let mut shadowed = pod.netns.listening_ports().unwrap_or_default();
     shadowed.retain(|port| is_agent_port(*port));
@@ -174,8 +195,10 @@ fn describe(pod: &CapturedPod) -> PodStatus {
         workload: pod.spec.uid.clone(),
         netns: pod.netns.cookie(),
         slot: pod.pod.slot,
-        own: pod.own.clone(),
+        own: pod.own.keys().copied().collect(),
         links: pod.links.describe().into_iter().map(link).collect(),
         shadowed_ports: shadowed,
+        believes_first_packets: pod.netns.believes_first_packets().unwrap_or(false),
+        foreign: foreign::of(pod, ours),
     }
 }

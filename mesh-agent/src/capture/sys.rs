@@ -1,10 +1,14 @@
-//! What has no safe wrapper elsewhere: BPF map elements by shared reference, the netns cookie, and descriptors in the reactor.
+//! What has no safe wrapper elsewhere: BPF map elements by shared reference, links and queries that aya does not offer, the netns cookie,
+//! and descriptors in the reactor.
 //! The only unsafe code of the capture module.
 
+use std::ffi::CString;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use aya::Pod;
@@ -16,7 +20,13 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+const BPF_LINK_CREATE: libc::c_int = 28;
+
+const BPF_CGROUP_SETSOCKOPT: u32 = 22;
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 
 /// The kernel's own "not supported", which leaks to user space from some map operations.
 const ENOTSUPP: i32 = 524;
@@ -61,6 +71,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
         found(self.call(BPF_MAP_DELETE_ELEM, std::ptr::from_ref(key) as u64, 0)).map(|hit| hit.is_some())
     }
 
+    /// Reads an element.
+    pub(super) fn get(&self, key: &K) -> io::Result<Option<V>> {
+        self.read(BPF_MAP_LOOKUP_ELEM, key)
+    }
+
     /// Reads an element and removes it, in one step where the kernel can.
     pub(super) fn take(&self, key: &K) -> io::Result<Option<V>> {
         match self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key) {
@@ -71,11 +86,6 @@ impl<K: Pod, V: Pod> Table<K, V> {
             }
             other => other,
         }
-    }
-
-    /// Reads an element.
-    pub(super) fn get(&self, key: &K) -> io::Result<Option<V>> {
-        self.read(BPF_MAP_LOOKUP_ELEM, key)
     }
 
     /// All keys, at about this moment. Elements that come and go meanwhile may be missed or met twice.
@@ -134,6 +144,96 @@ fn found(done: io::Result<()>) -> io::Result<Option<()>> {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// The part of `union bpf_attr` that BPF_LINK_CREATE reads.
+#[repr(C)]
+struct LinkAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// The part of `union bpf_attr` that BPF_OBJ_PIN reads.
+#[repr(C)]
+struct PinAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// The part of `union bpf_attr` that BPF_PROG_QUERY reads and writes.
+#[repr(C)]
+struct QueryAttr {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    pad: u32,
+}
+
+/// bpf(2) with an attribute of which the kernel reads `size_of::<A>()` bytes.
+fn bpf<A>(command: libc::c_int, attr: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: the attribute lives through the call; the callers see to its pointers.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(done)
+    }
+}
+
+/// Attaches a loaded `cgroup/setsockopt` program to a cgroup, for as long as the link is open or pinned.
+pub(super) fn link_set_option(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = LinkAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_SETSOCKOPT,
+        flags: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Pins a BPF object at `path`, on a bpffs.
+pub(super) fn pin_object(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PinAttr {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: object.as_raw_fd() as u32,
+        file_flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Ids of the programs that run at a hook of a cgroup (`effective`: those of its ancestors too, in the order in which they run) or of a
+/// network namespace. More than 64 are not shown.
+pub(super) fn attached_programs(
+    target: BorrowedFd<'_>,
+    attach_type: u32,
+    effective: bool,
+) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    let mut attr = QueryAttr {
+        target_fd: target.as_raw_fd() as u32,
+        attach_type,
+        query_flags: if effective { BPF_F_QUERY_EFFECTIVE } else { 0 },
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: ids.len() as u32,
+        pad: 0,
+    };
+    match bpf(BPF_PROG_QUERY, &mut attr) {
+        // ENOSPC: the kernel filled what there is room for.
+        Err(e) if e.raw_os_error() != Some(libc::ENOSPC) => return Err(e),
+        _ => {}
+    }
+    let found = (attr.prog_cnt as usize).min(ids.len());
+    Ok(ids.into_iter().take(found).collect())
 }
 
 /// Cookie of the network namespace that `socket` lives in (`SO_NETNS_COOKIE`, Linux 5.14).

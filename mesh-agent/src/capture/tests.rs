@@ -435,7 +435,7 @@ fn a_crashed_agent_leaves_its_pods_refusing_and_its_successor_takes_over() {
     assert_eq!(taken, Some(addr("203.0.113.1:80")));
     assert_eq!(
         world.links().len(),
-        6,
+        7,
         "the old links are gone: {:?}",
         world.links()
     );
@@ -450,7 +450,7 @@ fn unload_removes_what_a_crashed_agent_has_left_but_not_under_a_running_one() {
     let options = agent.capture.options().clone();
     assert!(unload(&options).is_err(), "an agent is running");
     drop(agent);
-    assert_eq!(world.links().len(), 6);
+    assert_eq!(world.links().len(), 7);
     assert!(unload(&options).unwrap() > 6);
     assert_eq!(world.links(), Vec::<String>::new());
     assert!(!options.bpffs_dir.exists());
@@ -595,7 +595,7 @@ fn nothing_of_ours_joins_a_reuseport_group_and_sockets_are_made_as_promised() {
             assert_eq!(super::sys::netns_cookie(socket.as_fd()).unwrap(), pod.netns);
         }
     }
-    assert_eq!(agent.capture.status().pods[0].links.len(), 6);
+    assert_eq!(agent.capture.status().pods[0].links.len(), 7);
     assert_eq!(HBONE_PORT, 15008);
     agent.stop_clean(&world);
 }

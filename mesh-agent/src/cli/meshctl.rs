@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::exit::{CTL_CODES, Exit};
 use super::render;
-use crate::admin::client::{Client, ClientError, connections_target};
+use crate::admin::client::{Client, ClientError, connections_target, older_target};
 use crate::admin::document::{BpfLogWanted, Check, Checks, ConnectionFilter, Level};
 use crate::admin::{DEFAULT_SOCKET, host};
 use crate::capture::CaptureOptions;
@@ -111,6 +111,9 @@ pub struct ConnectionArgs {
     /// Only those of which one side is in this namespace.
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
+    /// Instead, those of captured pods that the agent does not carry, because they are older than capture.
+    #[arg(long)]
+    pub older: bool,
 }
 
 /// Why nothing could be shown.
@@ -171,8 +174,12 @@ async fn show(cli: &Cli) -> Result<Exit, CtlError> {
                 workload: args.workload.clone(),
                 namespace: args.namespace.clone(),
             };
-            ask.shown(&connections_target(&filter), render::connections)
-                .await?
+            if args.older {
+                ask.shown(&older_target(&filter), render::older).await?
+            } else {
+                ask.shown(&connections_target(&filter), render::connections)
+                    .await?
+            }
         }
         Command::Certs => ask.shown("/certs", render::certificates).await?,
         Command::Bpf(BpfArgs { command: None }) => ask.shown("/bpf", render::bpf).await?,

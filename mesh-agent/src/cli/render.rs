@@ -8,8 +8,8 @@ use mesh_core::model::ObjectRef;
 
 use crate::admin::document::{
     Bpf, BpfLink, CaptureState, CertificateState, Certificates, Checks, Config, ConnectionEntry, Connections,
-    Direction, EnrolmentState, Level, PartyEntry, SecurityState, Status, UsageEntry, WorkloadEntry,
-    Workloads,
+    Direction, EnrolmentState, Level, OlderConnections, PartyEntry, SecurityState, Status, UsageEntry,
+    WorkloadEntry, Workloads,
 };
 
 pub(super) use kernel::{bpf_events, bpf_log};
@@ -182,12 +182,70 @@ fn reasons(workloads: &[WorkloadEntry]) -> String {
             say("is not captured", &w.capture_reason),
         ]
     });
-    let lines: String = lines.flatten().collect();
+    let mut lines: String = lines.flatten().collect();
+    lines.extend(workloads.iter().map(uncaptured));
     if lines.is_empty() {
         lines
     } else {
         format!("\n{lines}")
     }
+}
+
+/// What of a pod the agent does not carry.
+fn uncaptured(w: &WorkloadEntry) -> String {
+    fn list<T: ToString>(what: &str, all: &[T]) -> Option<String> {
+        let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+        (!all.is_empty()).then(|| format!("{what} {}", all.join(", ")))
+    }
+    let name = format!("{}/{}", w.namespace, w.name);
+    let of = &w.uncaptured;
+    let mut out = String::new();
+    let excluded = [
+        list("outbound ports", &of.outbound_ports),
+        list("outbound networks", &of.outbound_cidrs),
+        list("inbound ports", &of.inbound_ports),
+    ];
+    let excluded: Vec<String> = excluded.into_iter().flatten().collect();
+    if !excluded.is_empty() {
+        out += &format!("{name} is not captured on {}\n", excluded.join("; "));
+    }
+    for refused in &of.refused {
+        out += &format!("{name} stays captured on {}: {}\n", refused.what, refused.why);
+    }
+    if of.older_connections > 0 {
+        out += &format!(
+            "{name} has {} connections that are older than its capture (`meshctl connections --older`)\n",
+            of.older_connections
+        );
+    }
+    out
+}
+
+/// `meshctl connections --older`.
+pub(super) fn older(older: &OlderConnections) -> String {
+    let mut out = if older.connections.is_empty() {
+        "No connection goes around the agent.\n".to_owned()
+    } else {
+        let mut table = table(&["DIR", "WORKLOAD", "ITS END", "OTHER END", "GOES ON"]);
+        for c in &older.connections {
+            table.add_row([
+                match c.direction {
+                    Direction::Outbound => "out".to_owned(),
+                    Direction::Inbound => "in".to_owned(),
+                },
+                format!("{}/{}", c.namespace, c.workload),
+                c.local.to_string(),
+                c.remote.to_string(),
+                if c.to_close.is_none() { "yes" } else { "NO" }.to_owned(),
+            ]);
+        }
+        text(table)
+    };
+    let reasons = older.connections.iter().filter_map(|c| c.to_close.as_ref());
+    for line in reasons.chain(&older.problems) {
+        out += &format!("\n{line}");
+    }
+    out + &format!("\n{} were closed since the agent started.", older.closed)
 }
 
 /// What captured workloads take of the agent, those that take something.
@@ -326,6 +384,14 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
             shadowed += &format!(
                 "{} listens on {port}, which is the agent's: not reached from off the pod\n",
                 pod.workload
+            );
+        }
+    }
+    for pod in &bpf.pods {
+        for program in &pod.foreign {
+            shadowed += &format!(
+                "{} is also seen by {} {} (id {}), which is not ours\n",
+                pod.workload, program.hook, program.name, program.id
             );
         }
     }

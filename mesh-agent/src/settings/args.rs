@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{LogFormat, parse_duration, parse_size};
+use super::{ExclusionKind, LogFormat, parse_duration, parse_size};
 
 /// Settings as flags; each has an environment variable, and nearly each a key in the settings file.
 #[derive(Args, Clone, Debug, Default)]
@@ -80,6 +80,20 @@ pub struct SettingsArgs {
     /// The cgroup2 mount [default: found in /proc/self/mountinfo; file: cgroupRoot]
     #[arg(long, env = "MESH_AGENT_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
+
+    /// The kubelet's cgroup, whose probes reach the ports that pods declare for them: auto, off, or a path [default: auto; file:
+    /// kubeletCgroup]
+    #[arg(long, env = "MESH_AGENT_KUBELET_CGROUP", value_name = "CGROUP")]
+    pub kubelet_cgroup: Option<String>,
+
+    /// What pods' mesh-agent.io/exclude-… annotations may leave uncaptured [default: nothing; file: allowExclusions]
+    #[arg(
+        long,
+        env = "MESH_AGENT_ALLOW_EXCLUSIONS",
+        value_name = "KIND,…",
+        value_delimiter = ','
+    )]
+    pub allow_exclusions: Vec<ExclusionKind>,
 
     /// What is logged: a level, or target=level pairs with commas between [default: info; file: log.filter]
     #[arg(long, env = "MESH_AGENT_LOG", value_name = "FILTER")]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{LogFormat, SettingsError, duration, size};
+use super::{ExclusionKind, LogFormat, SettingsError, duration, size};
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -30,6 +30,8 @@ pub(super) struct File {
     pub(super) admin_socket: Option<PathBuf>,
     pub(super) bpffs_dir: Option<PathBuf>,
     pub(super) cgroup_root: Option<PathBuf>,
+    pub(super) kubelet_cgroup: Option<String>,
+    pub(super) allow_exclusions: Option<Vec<ExclusionKind>>,
     pub(super) log: Option<Log>,
     /// MeshConfig.
     pub(super) access_log_file: Option<String>,

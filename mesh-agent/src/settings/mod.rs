@@ -3,6 +3,7 @@
 mod args;
 mod duration;
 mod file;
+mod passes;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -12,12 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_core::model::{IdentityError, TrustDomain};
+use mesh_core::plan::AllowedExclusions;
 use mesh_core::snapshot::MeshSettings;
 use serde::Serialize;
 use thiserror::Error;
 
 pub use args::SettingsArgs;
 pub use duration::{parse_duration, show_duration};
+pub use passes::{ExclusionKind, KubeletCgroup};
 pub use size::{parse_size, show_size};
 
 /// Shortest certificate lifetime: below it, rotation at half-life would not keep up with clock differences.
@@ -163,6 +166,10 @@ pub struct Settings {
     pub bpffs_dir: PathBuf,
     /// The cgroup2 mount; `None` to find it in `/proc/self/mountinfo`.
     pub cgroup_root: Option<PathBuf>,
+    /// Whose connections pass as probes.
+    pub kubelet_cgroup: KubeletCgroup,
+    /// Which exclusions pods' annotations may ask for.
+    pub allow_exclusions: AllowedExclusions,
     /// What is logged, in `tracing`'s filter language.
     pub log_filter: String,
     /// How.
@@ -233,6 +240,11 @@ impl Settings {
         let log = file.log.unwrap_or_default();
         let budget = file.workload_budget.unwrap_or_default();
         let encoding = file.access_log_encoding.map(LogFormat::from);
+        let kubelet_cgroup = args.kubelet_cgroup.or(file.kubelet_cgroup);
+        let exclusions = match args.allow_exclusions.as_slice() {
+            [] => file.allow_exclusions.unwrap_or_default(),
+            given => given.to_vec(),
+        };
         let settings = Self {
             node_name,
             config_dir: args.config_dir.or(file.config_dir),
@@ -276,6 +288,14 @@ impl Settings {
                 .or(file.bpffs_dir)
                 .unwrap_or_else(|| "/sys/fs/bpf/mesh-agent".into()),
             cgroup_root: args.cgroup_root.or(file.cgroup_root),
+            kubelet_cgroup: kubelet_cgroup.map_or(Ok(KubeletCgroup::Auto), |text| {
+                text.parse().map_err(|_| SettingsError::Value {
+                    name: "--kubelet-cgroup",
+                    value: format!("{text:?}"),
+                    expected: "expected auto, off, or the path of a cgroup without . and ..",
+                })
+            })?,
+            allow_exclusions: passes::allowed(&exclusions),
             log_filter: args.log.or(log.filter).unwrap_or_else(|| "info".into()),
             log_format: args
                 .log_format

@@ -59,6 +59,10 @@ pub struct Readings {
     pub maps: Vec<MapFill>,
     /// What the BPF programs counted.
     pub events: Vec<(&'static str, u64)>,
+    /// Connections of captured pods that go around the agent.
+    pub older_connections: u64,
+    /// How many of these were closed.
+    pub older_closed: u64,
     /// Clients that keep to an endpoint.
     pub affinity: AffinityStatus,
     /// Events that were told one by one, each kind, namespace and workload at most once.
@@ -364,6 +368,16 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
                 Row::new(readings.pods_captured as f64).label("state", "captured"),
                 Row::new(readings.pods_failed as f64).label("state", "failed"),
             ],
+        ),
+        gauge(
+            "mesh_agent_older_connections",
+            "Connections of captured pods that the agent does not carry, because they are older than capture.",
+            one(readings.older_connections),
+        ),
+        Kind::Counter.family(
+            "mesh_agent_older_connections_closed_total",
+            "Such connections that were closed, because STRICT forbids them.",
+            one(readings.older_closed),
         ),
         gauge(
             "mesh_agent_bpf_map_entries",

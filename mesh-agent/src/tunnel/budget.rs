@@ -112,6 +112,11 @@ impl Budget {
         })
     }
 
+    /// What it is made of.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Takes a place for as long as the guard lives.
     ///
     /// # Errors

@@ -52,8 +52,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a pooled connection stays without a stream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long a connection that a peer dialled stays without a stream. Longer than peers pool theirs, so that it is theirs to end first.
-const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Asks the peer every [`PING_EVERY`] whether it still lives. Returns when it does not answer within [`PING_TIMEOUT`], or when
 /// `tick` (called before each ping) says that the connection is no longer wanted.
@@ -114,7 +112,7 @@ mod tests {
     #[test]
     fn a_tunnel_under_an_idle_connection_is_kept_for_thirty_days_and_without_any_for_its_limit() {
         let start = Instant::now();
-        for limit in [IDLE_TIMEOUT, PEER_IDLE_TIMEOUT] {
+        for limit in [IDLE_TIMEOUT, Limits::default().unused_tunnel] {
             let mut last = LastUse::new(limit, start);
             let mut now = start;
             while now < start + Duration::from_secs(30 * 24 * 3600) {

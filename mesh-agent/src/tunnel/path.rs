@@ -5,6 +5,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
@@ -30,6 +31,8 @@ pub struct Limits {
     /// Flow-control window of a stream, bytes: what a reader that stalls can make us hold, and what bounds a stream's speed over a
     /// long way: one window per round trip.
     pub stream_window: u32,
+    /// How long a tunnel that another agent dialled stays without a stream; then that agent is told to go away.
+    pub unused_tunnel: Duration,
     /// TLS handshakes towards one pod under way on one worker. More are closed: clients that never finish cost their pod, not others.
     pub handshakes_per_pod: usize,
 }
@@ -41,6 +44,8 @@ impl Default for Limits {
             streams_per_pod: 32_768,
             buffered_per_pod: 64 << 20,
             stream_window: 4 << 20,
+            // Longer than peers pool theirs, so that it is theirs to end first.
+            unused_tunnel: Duration::from_secs(600),
             handshakes_per_pod: 1024,
         }
     }

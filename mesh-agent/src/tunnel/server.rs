@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Budget, DATA_FRAME_BUDGET, Gone, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, PEER_IDLE_TIMEOUT,
-    PING_TIMEOUT, Pressure, SEND_BUFFER, StreamGuard, keepalive, used_within,
+    Budget, DATA_FRAME_BUDGET, Gone, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, PING_TIMEOUT, Pressure,
+    SEND_BUFFER, StreamGuard, keepalive, used_within,
 };
 
 /// How long a peer may take for its HTTP/2 preface.
@@ -24,7 +24,7 @@ const PENDING_RESETS: usize = 32;
 
 /// Serves HTTP/2 over `io`, with windows as `budget` has them: calls `serve` for each stream, with the guard that says how long the stream
 /// lives, and returns when the connection has ended. Once `drain` is cancelled, or when there has been no stream for
-/// [`PEER_IDLE_TIMEOUT`], the peer is told to go away; live streams go on.
+/// as long as the limits of the pod say, the peer is told to go away; live streams go on.
 ///
 /// # Errors
 /// When the peer breaks the protocol, exceeds a limit, goes silent, or just goes.
@@ -56,7 +56,10 @@ where
     let Some(pings) = connection.ping_pong() else {
         return Err(h2::Reason::INTERNAL_ERROR.into());
     };
-    let mut alive = std::pin::pin!(keepalive(pings, used_within(pressure, PEER_IDLE_TIMEOUT)));
+    let mut alive = std::pin::pin!(keepalive(
+        pings,
+        used_within(pressure, budget.limits().unused_tunnel)
+    ));
     // Since when the peer has been told to go for want of streams.
     let mut leaving = None;
     let mut draining = false;

@@ -3,17 +3,23 @@
 #![no_main]
 #![expect(missing_docs, reason = "the program macros drop the docstrings")]
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
-use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext, SockoptContext};
+use mesh_common::NodeConst;
 use mesh_ebpf::connect::{self, Verdict};
 use mesh_ebpf::mutation::{self, Mechanism};
-use mesh_ebpf::{ctx, delivery, peer_name};
+use mesh_ebpf::{ctx, delivery, options, peer_name, probe};
 
 const REFUSE: i32 = 0;
 const PASS: i32 = 1;
+
+/// What the programs know of the node; the agent writes it before it loads the object.
+#[unsafe(no_mangle)]
+static NODE: Global<NodeConst> = Global::new(NodeConst { host_netns: 0 });
 
 /// Captures IPv4 connections of a pod.
 #[cgroup_sock_addr(connect4)]
@@ -66,6 +72,12 @@ pub fn show_peer6(ctx: SockAddrContext) -> i32 {
     PASS
 }
 
+/// Keeps a pod's sockets from taking data before the handshake has proven the client's address.
+#[cgroup_sockopt(setsockopt)]
+pub fn guard_options(ctx: SockoptContext) -> i32 {
+    if options::is_allowed(&ctx) { PASS } else { REFUSE }
+}
+
 /// Follows the TCP sockets of a pod.
 #[sock_ops]
 pub fn pod_sock_ops(ctx: SockOpsContext) -> u32 {
@@ -84,6 +96,17 @@ pub fn agent_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => delivery::announce(&ctx),
         BPF_SOCK_OPS_STATE_CB => delivery::state_changed(&ctx),
+        _ => {}
+    }
+    1
+}
+
+/// Follows the TCP sockets of the kubelet.
+#[sock_ops]
+pub fn kubelet_sock_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => probe::note(&ctx, NODE.load().host_netns),
+        BPF_SOCK_OPS_STATE_CB => probe::state_changed(&ctx),
         _ => {}
     }
     1

@@ -13,13 +13,17 @@ use mesh_ebpf::lookup::{self, Steering};
 
 /// Which pod this instance serves; the agent writes it before it loads the object.
 #[unsafe(no_mangle)]
-static POD: Global<PodConst> = Global::new(PodConst { netns: 0 });
+static POD: Global<PodConst> = Global::new(PodConst {
+    netns: 0,
+    host_netns: 0,
+});
 
 /// Steers packets that open a connection in the pod's namespace.
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
     let packet = ctx::sk_lookup(&ctx);
-    match lookup::steer(&ctx, &packet, POD.load().netns) {
+    let pod = POD.load();
+    match lookup::steer(&ctx, &packet, pod.netns, pod.host_netns) {
         Steering::Pass(_) => SK_PASS,
         Steering::Drop(_) => SK_DROP,
     }

@@ -5,9 +5,11 @@
 
 mod check;
 mod decode;
+mod exclusions;
 mod peer_authentication;
 mod pod;
 mod positions;
+mod probes;
 mod report;
 mod service;
 mod split;

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::check;
 use super::report::{Invalid, NoticeKind, Path, Remarks};
+use super::{check, exclusions, probes};
 use crate::model::{Location, Namespace, Node, Owner, Pod};
 
 const NETNS: &str = "mesh-agent.io/netns";
@@ -78,6 +78,8 @@ pub fn pod(document: &core::Pod, remarks: &mut Remarks) -> Result<Pod, Invalid> 
         terminating: meta.deletion_timestamp.is_some(),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
         location: location(meta.annotations.as_ref())?,
+        probe_ports: probes::ports(spec, remarks),
+        exclusions: exclusions::asked(meta.annotations.as_ref(), remarks),
         owner: owner(document),
     })
 }

@@ -1,11 +1,15 @@
 //! What the mesh knows things by: identities, workloads, services, endpoints, modes. Values only.
 
+mod cidr;
+mod exclusions;
 mod identity;
 mod mtls;
 mod object;
 mod service;
 mod workload;
 
+pub use cidr::{Cidr, CidrError};
+pub use exclusions::Exclusions;
 pub use identity::{IdentityError, SpiffeId, TrustDomain};
 pub use mtls::{MtlsMode, PeerAuthentication, Scope};
 pub use object::{

@@ -1,14 +1,16 @@
 //! The accepted objects of a configuration source, one by one: everything here passed the checks of a document alone. What depends on
 //! other objects or on settings (identities, enrolment, endpoints, inheritance) is decided when a snapshot is built.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Distribution, ExternalAddress, Location, Owner, PeerAuthentication, ServiceRef};
+use super::{
+    Distribution, Exclusions, ExternalAddress, Location, Owner, PeerAuthentication, ServiceRef,
+};
 
 /// Names an object of any kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -138,6 +140,10 @@ pub struct Pod {
     pub finished: bool,
     /// Where it lives, on a plain host.
     pub location: Option<Location>,
+    /// Ports that its probes and lifecycle hooks name, where these lead to the pod itself.
+    pub probe_ports: BTreeSet<u16>,
+    /// What its annotations ask to leave uncaptured.
+    pub exclusions: Exclusions,
     /// What made it.
     pub owner: Owner,
 }

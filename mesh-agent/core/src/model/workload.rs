@@ -1,13 +1,13 @@
 //! Workloads: pods, as the mesh sees them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::SpiffeId;
+use super::{Exclusions, SpiffeId};
 
 /// Identifies one incarnation of a workload: `namespace/name`, and behind a `/` the Pod's `metadata.uid` where it has one, so that a
 /// pod made again under the same name is another workload.
@@ -103,6 +103,10 @@ pub struct Workload {
     pub ready: bool,
     /// Where it lives, on a plain host.
     pub location: Option<Location>,
+    /// Ports that its probes and lifecycle hooks name.
+    pub probe_ports: BTreeSet<u16>,
+    /// What its annotations ask to leave uncaptured.
+    pub exclusions: Exclusions,
     /// What made it.
     pub owner: Owner,
 }

@@ -2,10 +2,12 @@
 //! path, `meshctl` and the tests all call these.
 
 mod balance;
+mod exclusions;
 mod inbound;
 mod outbound;
 #[cfg(test)]
 mod tests;
+mod uncaptured;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +18,10 @@ use serde::Serialize;
 
 use crate::model::{Service, ServiceRef, SpiffeId, Workload};
 
+pub use exclusions::{AllowedExclusions, ExclusionDecision, RefusedExclusion, exclusions};
 pub use inbound::{hbone_authority, inbound};
 pub use outbound::{outbound, session};
+pub use uncaptured::{Uncaptured, Way, uncaptured};
 
 /// Why a connection is refused. The names are the `reason` label of metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]

@@ -1,6 +1,6 @@
 //! Where a captured connection goes. A destination that the snapshot knows as enrolled is never dialled in plaintext.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ pub fn outbound(
     let source = snapshot
         .workload(&source.uid)
         .ok_or_else(|| unknown_source(source))?;
-    if let Some(what) = special(destination.ip()) {
+    if let Some(what) = special(destination.ip()).filter(|_| !is_link_local4(destination.ip())) {
         let message = format!(
             "{} was refused a connection to {destination}: {what} address, which the mesh never forwards to",
             who(source)
@@ -111,6 +111,12 @@ fn admits(front: Front<'_>, source: &Workload, destination: SocketAddr) -> Resul
         ranges.join(", "),
     );
     Err(Refusal::new(Reason::SourceRange, message))
+}
+
+/// Cloud metadata and node-local services live at such addresses. They are dialled from the pod's own namespace and address, so the pod
+/// reaches nothing that it could not reach by itself; as addresses of endpoints they are rejected all the same.
+fn is_link_local4(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V4(v4) if v4.is_link_local())
 }
 
 /// One of the endpoints behind the service's port.

@@ -247,6 +247,8 @@ fn workload(pod: &Pod, identity: SpiffeId, enrolment: Enrolment) -> Workload {
         enrolment,
         ready: pod.ready,
         location: pod.location.clone(),
+        probe_ports: pod.probe_ports.clone(),
+        exclusions: pod.exclusions.clone(),
         owner: pod.owner.clone(),
     }
 }

@@ -4,8 +4,8 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::admin::document::{
-    Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionEntry, Connections, Status,
-    Workloads,
+    Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionEntry, Connections,
+    OlderConnections, Status, Workloads,
 };
 use crate::admin::{AdminServer, AdminSocket, View};
 use crate::telemetry::connections::tests::info;
@@ -32,6 +32,10 @@ impl View for Shown {
         Connections {
             connections: entries.filter(|entry| entry.matches(filter)).collect(),
         }
+    }
+
+    fn older_connections(&self, _: &ConnectionFilter) -> OlderConnections {
+        OlderConnections::default()
     }
 
     fn certificates(&self) -> Certificates {

@@ -107,6 +107,14 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
             "a stream socket of another protocol than TCP cannot be captured: refused. \
              Make the application use TCP, or take the pod out of the mesh"
         }
+        Counter::ConnectRefusedDevice => {
+            "a socket bound to a device that does not carry the pod's address wants to reach somebody enrolled: refused. \
+             Bind it to the pod's own device, or to none"
+        }
+        Counter::FastOpenRefused => {
+            "an application asked to take data of TCP Fast Open without a cookie (TCP_FASTOPEN_NO_COOKIE): refused. \
+             Let it use cookies"
+        }
         Counter::HandoffFull => {
             "the map of captured connections that the agent has not accepted yet is full: refused. \
              Does the agent run, and is the node overloaded? `meshctl bpf` shows the map's fill"
@@ -138,7 +146,13 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
         | Counter::LookupPassed
         | Counter::UdpPassed
         | Counter::ClientsShown
-        | Counter::EventsSuppressed => return None,
+        | Counter::EventsSuppressed
+        | Counter::ProbesPassed
+        | Counter::ProbesFull
+        | Counter::ConnectExcluded
+        | Counter::InboundExcluded
+        | Counter::ConnectPassedDevice
+        | Counter::ConnectPassedLinkLocal => return None,
     })
 }
 

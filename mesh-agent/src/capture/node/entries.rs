@@ -1,7 +1,7 @@
 //! What the kernel's maps hold of a pod: its entry, its own addresses, its listeners. Enters and removes them; decides neither when nor
 //! in which order, which is the enrolment's part.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use mesh_common::{Addr, BANKS, MAX_WORKERS, OwnKey, PodEntry, Role, listener_index};
@@ -35,23 +35,23 @@ impl Capture {
             .map_err(EnrolError::kernel("entering it into the map of pods"))
     }
 
-    /// New addresses first: a moment with too many is harmless, one with too few is a loop.
+    /// New addresses first: a moment with too many is harmless, one with too few is a loop. Each leads to its device.
     pub(super) fn put_own(
         &self,
         cookie: u64,
-        before: &BTreeSet<IpAddr>,
-        now: &BTreeSet<IpAddr>,
+        before: &BTreeMap<IpAddr, u32>,
+        now: &BTreeMap<IpAddr, u32>,
     ) -> Result<(), EnrolError> {
         let key = |ip: &IpAddr| OwnKey {
             netns: cookie,
             addr: Addr::from_ip(*ip),
         };
-        for ip in now.difference(before) {
+        for (ip, device) in now.iter().filter(|(ip, device)| before.get(*ip) != Some(*device)) {
             self.own
-                .insert(&key(ip), &1)
+                .insert(&key(ip), device)
                 .map_err(EnrolError::kernel(format!("entering its address {ip}")))?;
         }
-        for ip in before.difference(now) {
+        for ip in before.keys().filter(|ip| !now.contains_key(*ip)) {
             self.own
                 .remove(&key(ip))
                 .map_err(EnrolError::kernel(format!("forgetting its address {ip}")))?;
@@ -93,6 +93,7 @@ impl Capture {
             }
         }
         self.flows.sweep(cookie);
+        self.passes.sweep(cookie);
     }
 }
 

@@ -55,6 +55,7 @@ fn workload_entry(name: &str) -> WorkloadEntry {
         capture_reason: None,
         mtls: "PERMISSIVE".into(),
         mtls_policy: None,
+        uncaptured: Default::default(),
         usage: None,
     }
 }
@@ -220,6 +221,8 @@ fn bpf_shows_the_fill_of_maps() {
                 program: 77,
             }],
             shadowed_ports: vec![15001],
+            believes_first_packets: false,
+            foreign: vec![],
         }],
         maps: vec![BpfMap {
             name: "HANDOFF".into(),

@@ -28,6 +28,8 @@ pub(crate) fn workload(name: &str, last: u8) -> Arc<Workload> {
         enrolment: Enrolment::Enrolled,
         ready: true,
         location: None,
+        probe_ports: Default::default(),
+        exclusions: Default::default(),
         owner: Owner {
             kind: "Deployment".into(),
             name: name.into(),

@@ -15,6 +15,8 @@ fn readings() -> Readings {
             capacity: 65536,
         }],
         events: vec![("connect_captured", 9)],
+        older_connections: 4,
+        older_closed: 2,
         affinity: AffinityStatus {
             sessions: 12,
             capacity: 64,

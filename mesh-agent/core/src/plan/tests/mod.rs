@@ -3,6 +3,7 @@
 mod fronts;
 mod services;
 mod slices;
+mod uncaptured;
 
 use proptest::prelude::*;
 
@@ -200,7 +201,7 @@ fn connections_go_where_the_documents_say() {
         ("[::1]:80", "forbidden_destination"),
         ("0.0.0.0:80", "forbidden_destination"),
         ("[::]:80", "forbidden_destination"),
-        ("169.254.169.254:80", "forbidden_destination"),
+        ("169.254.169.254:80", "169.254.169.254:80 plain"),
         ("[fe80::1]:80", "forbidden_destination"),
         ("224.0.0.1:80", "forbidden_destination"),
         ("[ff02::1]:80", "forbidden_destination"),

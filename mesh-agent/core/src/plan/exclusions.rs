@@ -1,0 +1,100 @@
+//! Which of a pod's exclusions are granted: those that the agent's settings allow, and none of them where STRICT would be undone.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::model::{Exclusions, MtlsMode, Workload};
+use crate::snapshot::Snapshot;
+
+/// Which kinds of exclusions the agent's settings allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AllowedExclusions {
+    /// `mesh-agent.io/exclude-outbound-ports`.
+    pub outbound_ports: bool,
+    /// `mesh-agent.io/exclude-outbound-cidrs`.
+    pub outbound_cidrs: bool,
+    /// `mesh-agent.io/exclude-inbound-ports`.
+    pub inbound_ports: bool,
+}
+
+/// An exclusion that is not granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RefusedExclusion {
+    /// What was asked for, such as `inbound port 8080`.
+    pub what: String,
+    /// Why it is not granted, and what to look at.
+    pub why: String,
+}
+
+/// What became of a pod's exclusions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ExclusionDecision {
+    /// Granted.
+    pub in_force: Exclusions,
+    /// Not granted: those connections are captured.
+    pub refused: Vec<RefusedExclusion>,
+}
+
+/// Decides on what the annotations of `workload` ask for.
+pub fn exclusions(snapshot: &Snapshot, workload: &Workload, allowed: AllowedExclusions) -> ExclusionDecision {
+    let asked = &workload.exclusions;
+    let mut decision = ExclusionDecision::default();
+    let mut refuse = |what: String, why: String| decision.refused.push(RefusedExclusion { what, why });
+    decision.in_force.outbound_ports = granted(
+        &asked.outbound_ports,
+        (allowed.outbound_ports, "outbound-ports", "outbound port"),
+        &mut refuse,
+    );
+    decision.in_force.outbound_cidrs = granted(
+        &asked.outbound_cidrs,
+        (allowed.outbound_cidrs, "outbound-cidrs", "outbound network"),
+        &mut refuse,
+    );
+    let mut inbound = granted(
+        &asked.inbound_ports,
+        (allowed.inbound_ports, "inbound-ports", "inbound port"),
+        &mut refuse,
+    );
+    inbound.retain(|port| match strict(snapshot, workload, *port) {
+        None => true,
+        Some(policy) => {
+            let why = format!("{policy} is STRICT: plaintext may not go around the agent");
+            refuse(format!("inbound port {port}"), why);
+            false
+        }
+    });
+    decision.in_force.inbound_ports = inbound;
+    decision
+}
+
+fn granted<T: Ord + Copy + std::fmt::Display>(
+    asked: &BTreeSet<T>,
+    (allowed, setting, what): (bool, &str, &str),
+    refuse: &mut impl FnMut(String, String),
+) -> BTreeSet<T> {
+    if allowed {
+        return asked.clone();
+    }
+    for one in asked {
+        let why = format!("the agent's setting allow-exclusions does not name {setting}");
+        refuse(format!("{what} {one}"), why);
+    }
+    BTreeSet::new()
+}
+
+/// The policy that makes the workload, or this port of it, STRICT. A port that a policy opens in a STRICT workload is not excluded either:
+/// the agent lets plaintext in there by itself.
+fn strict(snapshot: &Snapshot, workload: &Workload, port: u16) -> Option<String> {
+    // No policy names port 0, so this is what holds for the workload.
+    [port, 0]
+        .into_iter()
+        .find_map(|port| match snapshot.mtls_decision(workload, port) {
+            None => Some("the workload is not in the configuration, which".to_owned()),
+            Some(decision) if decision.mode == MtlsMode::Permissive => None,
+            Some(decision) => {
+                let policy = decision.decided_by.as_ref();
+                Some(policy.map_or_else(|| "the default".to_owned(), ToString::to_string))
+            }
+        })
+}
