@@ -8,9 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Distribution, Exclusions, ExternalAddress, Location, Owner, PeerAuthentication, ServiceRef,
-};
+use super::{Distribution, Exclusions, ExternalAddress, Location, Owner, PeerAuthentication, ServiceRef};
 
 /// Names an object of any kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
