@@ -6,6 +6,7 @@
 
 mod certificates;
 mod checks;
+mod descriptors;
 mod view;
 
 use std::future::Future;
@@ -108,6 +109,7 @@ pub fn capture_options(settings: &Settings) -> CaptureOptions {
 /// # Errors
 /// When it cannot start; see [`AppError`].
 pub fn run(settings: &Settings, logging: &Logging) -> Result<(), AppError> {
+    descriptors::prepare();
     let socket = AdminSocket::bind(&settings.admin_socket)?;
     let config_dir = settings.config_dir.as_deref().ok_or(AppError::NoConfiguration)?;
     let runtime = control_runtime()?;

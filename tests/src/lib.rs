@@ -2,3 +2,4 @@
 //! observes them from outside. The suites are in `tests/suites`; the demo uses the same harness.
 
 pub mod harness;
+pub mod stream;

@@ -1,6 +1,7 @@
 //! The project's own commands, one verb per file. Every verb first does what it needs (`demo` on a fresh clone sets up and
 //! builds), and skips what is already done. Nothing here is part of the agent.
 
+mod bench;
 mod build;
 mod demo;
 mod deps;
@@ -41,6 +42,7 @@ enum Verb {
     Test(test::Args),
     E2e(e2e::Args),
     Lint(lint::Args),
+    Bench(bench::Args),
     Fuzz(fuzz::Args),
     Miri(miri::Args),
 }
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&project, args),
         Verb::Test(args) => test::run(&project, args),
         Verb::E2e(args) => e2e::run(&project, args),
+        Verb::Bench(args) => bench::run(&project, args),
         Verb::Lint(args) => lint::run(&project, args),
         Verb::Fuzz(args) => fuzz::run(&project, args),
         Verb::Miri(args) => miri::run(&project, args),

@@ -11,13 +11,13 @@ use anyhow::{Context, Result, bail};
 /// How often a silent step says that it is still at it.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Announces a step, does it, says how long it took.
+/// Announces a step, does it, says how long it took; on standard error, so that what a verb is run for can be piped.
 pub(crate) fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    println!("==> {title}");
+    eprintln!("==> {title}");
     let start = Instant::now();
     let outcome = work();
     let word = if outcome.is_ok() { "done" } else { "FAILED" };
-    println!("    {title}: {word} in {}", seconds(start.elapsed()));
+    eprintln!("    {title}: {word} in {}", seconds(start.elapsed()));
     outcome
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn quietly(title: &str, command: &mut Command) -> Result<()> {
     let title = title.to_owned();
     let heart = std::thread::spawn(move || {
         while wait.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
-            println!("    … {title}: {} so far", seconds(start.elapsed()));
+            eprintln!("    … {title}: {} so far", seconds(start.elapsed()));
         }
     });
     let output = command.stdin(Stdio::null()).output();

@@ -22,15 +22,24 @@ use crate::tunnel::{
 /// that it did not process the stream.
 const ATTEMPTS: usize = 3;
 
-/// Carries a connection that was accepted from a process in the pod. Whatever fails resets it.
-pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
+/// Carries a connection that was accepted from a process in the pod, whose address is `client`. Whatever fails resets it.
+pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, client: SocketAddr) {
     let app = AppStream::new(tcp);
     let Ok((client, local)) = app.addresses() else {
-        return; // Reset before we looked.
+        return forget(&context, app.tcp(), client); // Reset before we looked.
     };
     match asked_for(&context, client, local) {
         Ok((source, requested)) => carry_out(&context, app, client, &source, requested).await,
         Err(refused) => refused.log(&context, client, local),
+    }
+}
+
+/// Takes the hand-off of a connection that is not carried, which nobody else would. `client` is what `accept` said: a socket that was
+/// reset in the accept queue does not know its peer any more.
+pub fn forget(context: &PodContext, tcp: &TcpStream, client: SocketAddr) {
+    let Ok(local) = tcp.local_addr() else { return };
+    if let Err(error) = context.path.flows.take_destination(&context.pod, client, local) {
+        tracing::warn!(pod = %context.pod.uid, %client, %error, "a hand-off could not be taken back");
     }
 }
 

@@ -16,6 +16,7 @@ pub(super) struct Figure {
 pub(super) fn read() -> Vec<Figure> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let descriptors = fs::read_dir("/proc/self/fd").map(|dir| dir.count() as f64).ok();
     let kib = |key| status_kib(&status, key).map(|kib| kib * 1024.0);
     let gauge = |name, help, value: Option<f64>| {
@@ -30,6 +31,11 @@ pub(super) fn read() -> Vec<Figure> {
         gauge("process_resident_memory_bytes", "Resident memory.", kib("VmRSS:")),
         gauge("process_virtual_memory_bytes", "Virtual memory.", kib("VmSize:")),
         gauge("process_open_fds", "Open file descriptors.", descriptors),
+        gauge(
+            "process_max_fds",
+            "Limit of open file descriptors.",
+            limit(&limits),
+        ),
         gauge("process_threads", "Threads.", status_number(&status, "Threads:")),
         cpu_seconds(&stat, ticks_per_second()).map(|value| Figure {
             name: "process_cpu_seconds_total",
@@ -45,6 +51,14 @@ pub(super) fn read() -> Vec<Figure> {
 
 fn status_number(status: &str, key: &str) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// The soft limit in proc_pid_limits(5); none where it is unlimited.
+fn limit(limits: &str) -> Option<f64> {
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 

@@ -1,6 +1,7 @@
 //! Accept loops: one per pod, role and worker.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,9 +37,9 @@ pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, _)) => {
+            Ok((tcp, client)) => {
                 pause = PAUSE.0;
-                start(&context, role, tcp);
+                start(&context, role, tcp, client);
             }
             Err(error) if is_passing(&error) => {}
             Err(error) => {
@@ -63,7 +64,7 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 /// Gives a connection its task, within the pod's budget.
-fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream) {
+fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream, client: SocketAddr) {
     let place = match context.budget.take(Place::Connection) {
         Ok(place) => place,
         Err(over) => {
@@ -71,6 +72,9 @@ fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream) {
             if over.refused.is_power_of_two() {
                 tracing::warn!(pod = %context.pod.uid, ?role, limit = over.limit, refused = over.refused,
                     "the pod's connection budget on this worker is used up: reset");
+            }
+            if role == Role::Outbound {
+                outbound::forget(context, &tcp, client);
             }
             drop(AppStream::new(tcp));
             return;
@@ -82,7 +86,7 @@ fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream) {
     let for_task = Arc::clone(context);
     context.tasks.spawn(context.stop.clone(), async move {
         match role {
-            Role::Outbound => outbound::handle(for_task, tcp).await,
+            Role::Outbound => outbound::handle(for_task, tcp, client).await,
             Role::Inbound => inbound::plaintext::handle(for_task, tcp).await,
             Role::Tunnel => inbound::tunnel::handle(for_task, tcp, HBONE_PORT).await,
         }

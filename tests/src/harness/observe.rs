@@ -150,17 +150,60 @@ pub fn sockets(netns: &Netns) -> Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// Resident memory of a process, bytes (`VmRSS` of proc_pid_status(5)).
+/// What a process uses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Usage {
+    /// Resident memory, bytes.
+    pub resident: u64,
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Processor time so far, seconds.
+    pub cpu_seconds: f64,
+}
+
+impl Usage {
+    /// Of process `pid`, from /proc.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn of(pid: u32) -> Result<Self> {
+        let read = |file: &str| {
+            let path = format!("/proc/{pid}/{file}");
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+        };
+        let resident = read("status")?
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("VmRSS:")?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
+            .context("no VmRSS")?;
+        // proc(5): utime and stime are the 14th and 15th fields, the 12th and 13th behind the name in parentheses.
+        let stat = read("stat")?;
+        let (_, after) = stat.rsplit_once(')').context("no name in stat")?;
+        let ticks: u64 = after
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u64>().ok())
+            .sum();
+        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
+        Ok(Self {
+            resident: resident << 10,
+            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+            cpu_seconds: ticks as f64 / per_second.max(1) as f64,
+        })
+    }
+}
+
+/// Resident memory of a process, bytes.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn resident(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib: u64 = line
-        .and_then(|line| line.split_whitespace().next())
-        .context("no VmRSS: has the process ended?")?
-        .parse()?;
-    Ok(kib << 10)
+    Ok(Usage::of(pid)?.resident)
 }

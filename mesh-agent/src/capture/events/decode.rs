@@ -123,6 +123,10 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
             "the map of deliveries is full: the application sees the agent instead of its real client. \
              `meshctl bpf` shows the map's fill"
         }
+        Counter::ProbesFull => {
+            "the map of the kubelet's live probes is full: this one is captured like other connections. \
+             `meshctl bpf` shows the map's fill"
+        }
         Counter::DroppedAgentPort => {
             "a connection from off the pod to a port that is the agent's: dropped. Only 15008 is reached from outside"
         }
@@ -148,7 +152,6 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
         | Counter::ClientsShown
         | Counter::EventsSuppressed
         | Counter::ProbesPassed
-        | Counter::ProbesFull
         | Counter::ConnectExcluded
         | Counter::InboundExcluded
         | Counter::ConnectPassedDevice
