@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
@@ -16,6 +17,9 @@ use super::document::{ConnectionFilter, Failure};
 
 /// Largest answer that is read: some 100,000 connections.
 const MAX_ANSWER: usize = 128 << 20;
+
+/// How long to wait for a place in the socket's queue.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -103,10 +107,22 @@ impl Client {
         self.ask(Method::POST, target, question.into()).await
     }
 
+    /// Connects; waits a little while the socket's queue is full (connect(2), EAGAIN).
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let patience = Instant::now() + QUEUE_PATIENCE;
+        loop {
+            match UnixStream::connect(&self.path).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < patience => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(source) => return Err(self.connect_error(source)),
+            }
+        }
+    }
+
     async fn ask(&self, method: Method, target: &str, question: Bytes) -> Result<Bytes, ClientError> {
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|source| self.connect_error(source))?;
+        let stream = self.connect().await?;
         let protocol = |error: &dyn std::fmt::Display| ClientError::Protocol {
             path: self.path.clone(),
             why: error.to_string(),

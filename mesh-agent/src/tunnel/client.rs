@@ -215,7 +215,10 @@ impl OpenStream {
     /// have.
     pub fn unprocessed(&self, error: &CopyError) -> Option<Unprocessed> {
         match error {
-            CopyError::AppReset { .. } | CopyError::Refused { .. } | CopyError::Idle(_) => None,
+            CopyError::AppReset { .. }
+            | CopyError::Refused { .. }
+            | CopyError::Unanswered(_)
+            | CopyError::Idle(_) => None,
             _ if self.pressure.disowns(self.send.stream_id().into()) => Some(Unprocessed::GoAway),
             CopyError::StreamReset(h2::Reason::REFUSED_STREAM) => Some(Unprocessed::Refused),
             CopyError::TunnelBroken(_) if self.pressure.written() == self.written_before => {

@@ -81,7 +81,6 @@ fn rapid_resets_empty_frames_and_endless_headers_are_cut() -> Result<()> {
             ),
             ("continuation-small", &["enhance_your_calm", "frame_flood"]),
             ("header-bomb", &["enhance_your_calm"]),
-            ("too-many-streams", &["enhance_your_calm", "protocol_error"]),
         ],
         &[],
     )

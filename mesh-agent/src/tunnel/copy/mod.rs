@@ -54,6 +54,9 @@ pub enum CopyError {
     /// Nothing was carried for as long as the setting allows.
     #[error("no byte in either direction for {0:?}, the idle timeout that is set")]
     Idle(Duration),
+    /// The other agent did not answer the CONNECT.
+    #[error("the destination's agent has not answered within {0:?}: is it overloaded? See its log")]
+    Unanswered(Duration),
     /// The other agent did not open the stream.
     #[error("the destination's agent refused with status {status}: {hint}")]
     Refused {
@@ -68,7 +71,7 @@ impl CopyError {
     /// What Istio's `response_flags` and ours call it.
     pub fn flag(&self) -> ResponseFlag {
         match self {
-            CopyError::Refused { status: 503, .. } => ResponseFlag::Connect,
+            CopyError::Refused { status: 503, .. } | CopyError::Unanswered(_) => ResponseFlag::Connect,
             CopyError::Refused { .. } => ResponseFlag::Deny,
             CopyError::Idle(_) => ResponseFlag::IdleTimeout,
             _ => ResponseFlag::Reset,
@@ -87,6 +90,7 @@ impl CopyError {
             CopyError::StreamReset(_) => "stream_reset",
             CopyError::TunnelBroken(_) => "tunnel_broken",
             CopyError::Idle(_) => "idle_timeout",
+            CopyError::Unanswered(_) => "no_answer",
             CopyError::Refused { status: 400, .. } => "refused_400",
             CopyError::Refused { status: 401, .. } => "refused_401",
             CopyError::Refused { status: 503, .. } => "refused_503",
@@ -208,6 +212,9 @@ pub async fn aborted(app: &AppStream, side: Side) -> CopyError {
     App { tcp: app.tcp(), side }.aborted().await
 }
 
+/// How long the answer to a CONNECT may take: longer than the other agent gives its own connection to the application.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Waits for the other agent's answer to `stream`, and meanwhile carries what the client has sent. That stays in `early` until the 200:
 /// a stream that failed before it may be followed by another, which gets everything from the start.
 ///
@@ -238,6 +245,7 @@ pub async fn answered(
             },
             error = end.aborted() => Err(error),
             error = idle::idle(account) => Err(error),
+            () = tokio::time::sleep(ANSWER_TIMEOUT) => Err(CopyError::Unanswered(ANSWER_TIMEOUT)),
             fed = early.feed(end, &mut from, send, pressure, account) => match fed {
                 Ok(never) => match never {},
                 Err(error) => Err(error),
