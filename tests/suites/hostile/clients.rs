@@ -72,7 +72,11 @@ fn data_for_a_stream_that_is_closed_costs_the_others_nothing() -> Result<()> {
 fn streams_beyond_the_limit_are_refused_and_the_others_live() -> Result<()> {
     let (report, _scene) = attacked("too-many-streams", &["--count", "1000"], limits::WORK)?;
     assert_eq!(report["statuses"]["200"], 64, "{report:#}");
-    assert_eq!(report["resets"]["7"], 936, "REFUSED_STREAM: {report:#}");
+    let refused = report["resets"]["7"].as_u64().unwrap_or_default();
+    assert!(
+        (936..=937).contains(&refused),
+        "REFUSED_STREAM, the sibling's too: {report:#}"
+    );
     Ok(())
 }
 
