@@ -119,7 +119,7 @@ fn transfers(scene: &mut Scene, both: bool) -> Result<()> {
         "server-reset",
         "abort-answered",
     ];
-    let before = server.tally()?;
+    let before = settled(&mut server)?;
     let aims: Vec<String> = manners
         .iter()
         .map(|manner| format!("{manner}@{}", to[0]))
