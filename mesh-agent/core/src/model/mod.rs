@@ -1,11 +1,13 @@
 //! What the mesh knows things by: identities, workloads, services, endpoints, modes. Values only.
 
+mod authorization;
 mod identity;
 mod mtls;
 mod object;
 mod service;
 mod workload;
 
+pub use authorization::{Action, AuthorizationPolicy, Clause, Matcher, Pattern, Rule, Test, ip_block};
 pub use identity::{IdentityError, SpiffeId, TrustDomain};
 pub use mtls::{MtlsMode, PeerAuthentication, Scope};
 pub use object::{

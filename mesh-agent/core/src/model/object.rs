@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Distribution, Location, Owner, PeerAuthentication, ServiceRef};
+use super::{AuthorizationPolicy, Distribution, Location, Owner, PeerAuthentication, ServiceRef};
 
 /// Names an object of any kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -56,6 +56,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// security.istio.io PeerAuthentication.
     PeerAuthentication(PeerAuthentication),
+    /// security.istio.io AuthorizationPolicy.
+    AuthorizationPolicy(AuthorizationPolicy),
 }
 
 impl Object {
@@ -68,6 +70,7 @@ impl Object {
             Object::Service(o) => ObjectRef::new("Service", &o.name.namespace, &o.name.name),
             Object::EndpointSlice(o) => ObjectRef::new("EndpointSlice", &o.namespace, &o.name),
             Object::PeerAuthentication(o) => ObjectRef::new("PeerAuthentication", &o.namespace, &o.name),
+            Object::AuthorizationPolicy(o) => o.object(),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::authz::{Judgement, Verdict};
 use crate::model::{Service, SpiffeId, Workload};
 
 pub use inbound::{hbone_authority, inbound};
@@ -38,6 +39,8 @@ pub enum Reason {
     ForeignTrustDomain,
     /// The tunnel asked for an address that is not the pod it reached.
     WrongAuthority,
+    /// An AuthorizationPolicy refuses it, or none of those that select the workload allows it.
+    PolicyDenied,
 }
 
 impl Reason {
@@ -52,6 +55,7 @@ impl Reason {
             Reason::PlaintextRefused => "plaintext_refused",
             Reason::ForeignTrustDomain => "foreign_trust_domain",
             Reason::WrongAuthority => "wrong_authority",
+            Reason::PolicyDenied => "policy_denied",
         }
     }
 }
@@ -63,11 +67,18 @@ pub struct Refusal {
     pub reason: Reason,
     /// For people: who was refused what, by which object, and what to look at.
     pub message: String,
+    /// What policies said, where they are the reason.
+    pub verdict: Option<Box<Verdict>>,
 }
 
 impl Refusal {
-    fn new(reason: Reason, message: String) -> Self {
-        Self { reason, message }
+    /// For another reason than policies.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            verdict: None,
+        }
     }
 }
 
@@ -113,6 +124,7 @@ pub enum Transport {
 pub struct Permit {
     destination: Arc<Workload>,
     address: SocketAddr,
+    judgement: Judgement,
 }
 
 impl Permit {
@@ -124,6 +136,11 @@ impl Permit {
     /// The address and port of the application to deliver to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What policies said: who allowed it, what is to be counted.
+    pub fn judgement(&self) -> &Judgement {
+        &self.judgement
     }
 }
 

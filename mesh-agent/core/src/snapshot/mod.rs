@@ -4,6 +4,7 @@ mod addresses;
 mod build;
 mod endpoints;
 mod mtls;
+mod policies;
 #[cfg(test)]
 mod tests;
 
@@ -13,9 +14,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::authz::{Applicable, LocalDomain};
 use crate::manifest::{Notice, Rejection};
 use crate::model::{
-    MtlsMode, ObjectRef, PeerAuthentication, Service, ServiceRef, TrustDomain, Workload, WorkloadUid,
+    AuthorizationPolicy, MtlsMode, ObjectRef, PeerAuthentication, Service, ServiceRef, TrustDomain, Workload, WorkloadUid,
 };
 
 pub use mtls::{Decision, EffectiveMtls};
@@ -52,6 +54,9 @@ pub struct Snapshot {
     pub(crate) contested: HashMap<IpAddr, Contested>,
     /// What each workload accepts, after inheritance.
     pub(crate) mtls: HashMap<WorkloadUid, Arc<EffectiveMtls>>,
+    pub(crate) authorization_policies: Vec<Arc<AuthorizationPolicy>>,
+    /// The policies that select each workload.
+    pub(crate) authz: HashMap<WorkloadUid, Arc<Applicable>>,
     pub(crate) diagnostics: Diagnostics,
 }
 
@@ -87,6 +92,8 @@ impl Snapshot {
             peer_authentications: Vec::new(),
             contested: HashMap::new(),
             mtls: HashMap::new(),
+            authorization_policies: Vec::new(),
+            authz: HashMap::new(),
             diagnostics: Diagnostics::default(),
         }
     }
@@ -157,6 +164,24 @@ impl Snapshot {
     /// The PeerAuthentications that were accepted, in no order, with their scopes.
     pub fn peer_authentications(&self) -> &[PeerAuthentication] {
         &self.peer_authentications
+    }
+
+    /// The AuthorizationPolicies that were accepted, by name.
+    pub fn authorization_policies(&self) -> &[Arc<AuthorizationPolicy>] {
+        &self.authorization_policies
+    }
+
+    /// The AuthorizationPolicies that select `workload`. `None` for a workload that is not in this snapshot.
+    pub fn authorization(&self, workload: &WorkloadUid) -> Option<&Arc<Applicable>> {
+        self.authz.get(workload)
+    }
+
+    /// The names of the local trust domain.
+    pub fn local_domain(&self) -> LocalDomain<'_> {
+        LocalDomain {
+            name: &self.settings.trust_domain,
+            aliases: &self.settings.trust_domain_aliases,
+        }
     }
 
     /// What there is to say about the objects behind this snapshot.
