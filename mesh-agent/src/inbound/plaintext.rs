@@ -50,13 +50,13 @@ async fn carry(
 
 fn permit(context: &PodContext, client: SocketAddr, local: SocketAddr) -> Result<plan::Permit, Refusal> {
     if !context.pod.addresses.contains(&local.ip()) {
-        return Err(Refusal {
-            reason: Reason::ForbiddenDestination,
-            message: format!(
+        return Err(Refusal::new(
+            Reason::ForbiddenDestination,
+            format!(
                 "{local} is not an address of pod {}: {client} is refused",
                 context.pod.uid
             ),
-        });
+        ));
     }
     let inbound = Inbound {
         client: client.ip(),

@@ -158,13 +158,13 @@ fn plan_for(
 fn reachable(outbound: Outbound) -> Result<Outbound, Refusal> {
     let ip: IpAddr = outbound.address.ip().to_canonical();
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
-        return Err(Refusal {
-            reason: Reason::ForbiddenDestination,
-            message: format!(
+        return Err(Refusal::new(
+            Reason::ForbiddenDestination,
+            format!(
                 "{} is no address that a pod's connection is forwarded to",
                 outbound.address
             ),
-        });
+        ));
     }
     Ok(outbound)
 }
@@ -272,13 +272,13 @@ fn tunnel_request(
     let (Transport::Tunnel { gateway, expected }, Some(destination)) =
         (&outbound.transport, &outbound.destination)
     else {
-        return Err(Failure::Refused(Refusal {
-            reason: Reason::UnknownWorkload,
-            message: format!(
+        return Err(Failure::Refused(Refusal::new(
+            Reason::UnknownWorkload,
+            format!(
                 "no workload is known behind {}: no tunnel leads there",
                 outbound.address
             ),
-        }));
+        )));
     };
     let key = PoolKey {
         source: context.pod.uid.clone(),
@@ -294,10 +294,10 @@ fn tunnel_request(
         destination: destination.uid.clone(),
     };
     let request = connect(client, source, outbound).map_err(|e| {
-        Failure::Refused(Refusal {
-            reason: Reason::WrongAuthority,
-            message: format!("no CONNECT can be written for {}: {e}", outbound.address),
-        })
+        Failure::Refused(Refusal::new(
+            Reason::WrongAuthority,
+            format!("no CONNECT can be written for {}: {e}", outbound.address),
+        ))
     })?;
     Ok((key, request))
 }

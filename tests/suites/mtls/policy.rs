@@ -104,3 +104,70 @@ fn an_unenrolled_pod_is_no_way_around_strict_even_on_the_same_node() -> Result<(
     assert!(report.text.is_empty(), "{report:?}");
     Ok(())
 }
+
+fn authorization(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: {name}\n  namespace: {MESH}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn a_policy_lets_in_whom_it_names_and_refuses_others_with_the_reason() -> Result<()> {
+    let scene = Scene::start("s")?;
+    let far = App::serve(&scene.far, "echo", 8080, &[])?;
+    let _other = App::serve(&scene.far, "echo", 9090, &[])?;
+    let _near = App::serve(&scene.near, "echo", 8080, &[])?;
+    for from in [&scene.client, &scene.near, &scene.visitor] {
+        assert!(
+            reaches(from, &scene.far, 8080)?,
+            "without policies everybody is let in"
+        );
+    }
+    let allow = "{selector: {matchLabels: {app: far}}, rules: [{from: [{source: {principals: [cluster.local/ns/mesh/sa/client]}}], \
+                 to: [{operation: {ports: ['8080']}}]}]}";
+    scene.change(|config| config.write("ap-far", &authorization("far", allow)))?;
+    let before = far.events_of("accepted").len();
+    assert!(reaches(&scene.client, &scene.far, 8080)?, "{}", scene.logs());
+    assert!(!reaches(&scene.near, &scene.far, 8080)?, "another identity");
+    assert!(!reaches(&scene.visitor, &scene.far, 8080)?, "no identity");
+    assert!(!reaches(&scene.client, &scene.far, 9090)?, "another port");
+    assert!(reaches(&scene.visitor, &scene.near, 8080)?, "another workload");
+    assert_eq!(
+        far.events_of("accepted").len(),
+        before + 1,
+        "no connection but the one"
+    );
+    let log = scene.a2().log();
+    for words in [
+        "AuthorizationPolicy mesh/far rule 0: source.principals wants cluster.local/ns/mesh/sa/client, the connection has \
+         spiffe://cluster.local/ns/mesh/sa/near",
+        "operation.ports wants 8080, the connection has 9090",
+        "it came in plaintext",
+    ] {
+        assert!(log.contains(words), "{words}\n{log}");
+    }
+    let metrics = scene.a2().metrics()?;
+    let denied = metrics.sum(
+        "mesh_agent_connection_failures_total",
+        &[("reason", "policy_denied")],
+    );
+    assert_eq!(denied, 3.0, "{}", metrics.show("mesh_agent_conn"));
+    let deny = "{action: DENY, rules: [{from: [{source: {serviceAccounts: [client]}}], to: [{operation: {methods: [GET]}}]}]}";
+    scene.change(|config| config.write("ap-deny", &authorization("no-client", deny)))?;
+    assert!(
+        !reaches(&scene.client, &scene.far, 8080)?,
+        "a DENY wins, its HTTP part left out"
+    );
+    assert!(
+        scene
+            .a2()
+            .log()
+            .contains("AuthorizationPolicy mesh/no-client rule 0 denies it")
+    );
+    scene.change(|config| {
+        config.remove("ap-deny")?;
+        config.remove("ap-far")
+    })?;
+    assert!(reaches(&scene.near, &scene.far, 8080)?);
+    Ok(())
+}

@@ -7,11 +7,14 @@ use serde_json::Value;
 
 use super::positions::Position;
 use super::report::{Invalid, Path, Remarks, Step};
-use super::{PeerAuthenticationDocument, endpoint_slice, namespace, node, peer_authentication, pod, service};
+use super::{
+    AuthorizationPolicyDocument, PeerAuthenticationDocument, authorization_policy, endpoint_slice, namespace,
+    node, peer_authentication, pod, service,
+};
 use crate::model::{Object, ObjectRef};
 
 /// The kinds that this agent knows: group and version, kind, and whether it lives in a namespace.
-const KINDS: [(&str, &str, bool); 7] = [
+const KINDS: [(&str, &str, bool); 9] = [
     ("v1", "Namespace", false),
     ("v1", "Node", false),
     ("v1", "Pod", true),
@@ -19,6 +22,8 @@ const KINDS: [(&str, &str, bool); 7] = [
     ("discovery.k8s.io/v1", "EndpointSlice", true),
     ("security.istio.io/v1", "PeerAuthentication", true),
     ("security.istio.io/v1beta1", "PeerAuthentication", true),
+    ("security.istio.io/v1", "AuthorizationPolicy", true),
+    ("security.istio.io/v1beta1", "AuthorizationPolicy", true),
 ];
 
 /// Length of a broken document, in bytes, up to which its head is searched for.
@@ -196,6 +201,9 @@ pub(super) fn object(head: &Head, value: &Value) -> Decoded {
         }),
         "PeerAuthentication" => convert::<PeerAuthenticationDocument, _>(value, |d, r| {
             peer_authentication(d, r).map(Object::PeerAuthentication)
+        }),
+        "AuthorizationPolicy" => convert::<AuthorizationPolicyDocument, _>(value, |d, r| {
+            authorization_policy(d, r).map(Object::AuthorizationPolicy)
         }),
         _ => Decoded::UnknownKind,
     }

@@ -3,6 +3,7 @@
 //! [`parse`] turns a file into accepted [`Object`]s, [`Rejection`]s and [`Notice`]s. Each document stands for itself: a bad one spoils
 //! none of its neighbours. Nothing here looks at other documents, settings or the host; nothing here decides about connections.
 
+mod authorization_policy;
 mod check;
 mod decode;
 mod exclusions;
@@ -25,6 +26,7 @@ use decode::{Decoded, Head};
 use positions::Positions;
 use split::Document;
 
+pub use authorization_policy::{Document as AuthorizationPolicyDocument, authorization_policy};
 pub(crate) use check::special;
 pub use peer_authentication::{Document as PeerAuthenticationDocument, peer_authentication};
 pub use pod::{namespace, node, pod};

@@ -156,12 +156,12 @@ fn a_bad_document_spoils_none_of_its_neighbours() {
 #[test]
 fn unknown_kinds_and_fields_are_named_and_not_fatal() {
     let got = notices(
-        "---\napiVersion: security.istio.io/v1beta1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: production}\n\
+        "---\napiVersion: security.istio.io/v1beta1\nkind: RequestAuthentication\nmetadata: {name: p, namespace: production}\n\
          ---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, nmae: b}\nspec:\n  containers:\n  - name: c\n    prots: []\n\
          ---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec:\n  mtsl: {mode: STRICT}\n",
     );
     let expected = [
-        "mesh.yaml:3:1: AuthorizationPolicy production/p: security.istio.io/v1beta1 AuthorizationPolicy is a kind that this agent does not know",
+        "mesh.yaml:3:1: RequestAuthentication production/p: security.istio.io/v1beta1 RequestAuthentication is a kind that this agent does not know",
         "mesh.yaml:8:21: Pod default/a: unknown field metadata.nmae",
         "mesh.yaml:12:5: Pod default/a: unknown field spec.containers[0].prots",
         "mesh.yaml:18:3: PeerAuthentication default/a: unknown field spec.mtsl",

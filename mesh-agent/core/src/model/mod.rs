@@ -1,5 +1,6 @@
 //! What the mesh knows things by: identities, workloads, services, endpoints, modes. Values only.
 
+mod authorization;
 mod cidr;
 mod exclusions;
 mod identity;
@@ -8,6 +9,7 @@ mod object;
 mod service;
 mod workload;
 
+pub use authorization::{Action, AuthorizationPolicy, Clause, Matcher, Pattern, Rule, Test, ip_block};
 pub use cidr::{Cidr, CidrError};
 pub use exclusions::Exclusions;
 pub use identity::{IdentityError, SpiffeId, TrustDomain};

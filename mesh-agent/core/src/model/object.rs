@@ -8,7 +8,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Distribution, Exclusions, ExternalAddress, Location, Owner, PeerAuthentication, ServiceRef};
+use super::{
+    AuthorizationPolicy, Distribution, Exclusions, ExternalAddress, Location, Owner, PeerAuthentication,
+    ServiceRef,
+};
 
 /// Names an object of any kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,6 +60,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// security.istio.io PeerAuthentication.
     PeerAuthentication(PeerAuthentication),
+    /// security.istio.io AuthorizationPolicy.
+    AuthorizationPolicy(AuthorizationPolicy),
 }
 
 impl Object {
@@ -69,6 +74,7 @@ impl Object {
             Object::Service(o) => ObjectRef::new("Service", &o.name.namespace, &o.name.name),
             Object::EndpointSlice(o) => ObjectRef::new("EndpointSlice", &o.namespace, &o.name),
             Object::PeerAuthentication(o) => ObjectRef::new("PeerAuthentication", &o.namespace, &o.name),
+            Object::AuthorizationPolicy(o) => o.object(),
         }
     }
 }

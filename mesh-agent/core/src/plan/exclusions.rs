@@ -56,13 +56,16 @@ pub fn exclusions(snapshot: &Snapshot, workload: &Workload, allowed: AllowedExcl
         (allowed.inbound_ports, "inbound-ports", "inbound port"),
         &mut refuse,
     );
-    inbound.retain(|port| match strict(snapshot, workload, *port) {
-        None => true,
-        Some(policy) => {
-            let why = format!("{policy} is STRICT: plaintext may not go around the agent");
-            refuse(format!("inbound port {port}"), why);
-            false
-        }
+    inbound.retain(|port| {
+        let why = match (strict(snapshot, workload, *port), judged(snapshot, workload)) {
+            (None, None) => return true,
+            (Some(policy), _) => format!("{policy} is STRICT: plaintext may not go around the agent"),
+            (None, Some(policy)) => {
+                format!("{policy} decides who may connect: nobody may go around the agent")
+            }
+        };
+        refuse(format!("inbound port {port}"), why);
+        false
     });
     decision.in_force.inbound_ports = inbound;
     decision
@@ -81,6 +84,17 @@ fn granted<T: Ord + Copy + std::fmt::Display>(
         refuse(format!("{what} {one}"), why);
     }
     BTreeSet::new()
+}
+
+/// A policy that decides who may connect to the workload.
+fn judged(snapshot: &Snapshot, workload: &Workload) -> Option<String> {
+    match snapshot.authorization(&workload.uid) {
+        None => Some("the workload is not in the configuration, which".to_owned()),
+        Some(applicable) => applicable
+            .deciding()
+            .next()
+            .map(|policy| policy.object().to_string()),
+    }
 }
 
 /// The policy that makes the workload, or this port of it, STRICT. A port that a policy opens in a STRICT workload is not excluded either:

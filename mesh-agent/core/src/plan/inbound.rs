@@ -6,6 +6,7 @@ use mesh_common::is_agent_port;
 use mesh_common::mutation::{self, Mechanism};
 
 use super::{Inbound, Permit, Reason, Refusal};
+use crate::authz::{Facts, Judgement};
 use crate::model::{MtlsMode, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 
@@ -44,10 +45,42 @@ pub fn inbound(
         Some(_) => {}
         None => plaintext(snapshot, workload, inbound)?,
     }
+    let judgement = judge(snapshot, workload, inbound, address)?;
     Ok(Permit {
         destination: workload.clone(),
         address,
+        judgement,
     })
+}
+
+/// What AuthorizationPolicies say.
+fn judge(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    inbound: &Inbound<'_>,
+    address: SocketAddr,
+) -> Result<Judgement, Refusal> {
+    let Some(applicable) = snapshot.authorization(&workload.uid) else {
+        let why = "its policies are not known: the snapshot is incomplete";
+        return Err(refuse(Reason::UnknownWorkload, workload, inbound, why));
+    };
+    let facts = Facts {
+        source: inbound.client,
+        identity: inbound.identity,
+        destination: address,
+    };
+    let judgement = applicable.judge(snapshot.local_domain(), &facts);
+    if judgement.verdict.is_allowed() {
+        return Ok(judgement);
+    }
+    let mut refusal = refuse(
+        Reason::PolicyDenied,
+        workload,
+        inbound,
+        &judgement.verdict.to_string(),
+    );
+    refusal.verdict = Some(Box::new(judgement.verdict));
+    Err(refusal)
 }
 
 /// The address that a CONNECT authority names: `podIP:port` or `[podIPv6]:port`, one of the `pod`'s own addresses and no agent port.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::authz::{Judgement, Verdict};
 use crate::model::{Service, ServiceRef, SpiffeId, Workload};
 
 pub use exclusions::{AllowedExclusions, ExclusionDecision, RefusedExclusion, exclusions};
@@ -45,6 +46,8 @@ pub enum Reason {
     ForeignTrustDomain,
     /// The tunnel asked for an address that is not the pod it reached.
     WrongAuthority,
+    /// An AuthorizationPolicy refuses it, or none of those that select the workload allows it.
+    PolicyDenied,
 }
 
 impl Reason {
@@ -60,6 +63,7 @@ impl Reason {
             Reason::PlaintextRefused => "plaintext_refused",
             Reason::ForeignTrustDomain => "foreign_trust_domain",
             Reason::WrongAuthority => "wrong_authority",
+            Reason::PolicyDenied => "policy_denied",
         }
     }
 }
@@ -71,11 +75,18 @@ pub struct Refusal {
     pub reason: Reason,
     /// For people: who was refused what, by which object, and what to look at.
     pub message: String,
+    /// What policies said, where they are the reason.
+    pub verdict: Option<Box<Verdict>>,
 }
 
 impl Refusal {
-    fn new(reason: Reason, message: String) -> Self {
-        Self { reason, message }
+    /// For another reason than policies.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            verdict: None,
+        }
     }
 }
 
@@ -133,6 +144,7 @@ pub enum Transport {
 pub struct Permit {
     destination: Arc<Workload>,
     address: SocketAddr,
+    judgement: Judgement,
 }
 
 impl Permit {
@@ -144,6 +156,11 @@ impl Permit {
     /// The address and port of the application to deliver to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What policies said: who allowed it, what is to be counted.
+    pub fn judgement(&self) -> &Judgement {
+        &self.judgement
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::endpoints::Sources;
 use super::mtls::{Policies, Remark};
+use super::policies::Authorization;
 use super::{Diagnostics, MeshSettings, Snapshot, addresses, fronts};
 use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
 use crate::model::{
-    EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service, ServiceSpec,
-    SpiffeId, Wish, Workload, WorkloadUid,
+    AuthorizationPolicy, EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service,
+    ServiceSpec, SpiffeId, Wish, Workload, WorkloadUid,
 };
 
 impl Snapshot {
@@ -29,11 +30,20 @@ impl Snapshot {
             &settings.root_namespace,
             &mut builder.remarks,
         );
+        let mut authorization = Authorization::new(
+            &builder.authorizations,
+            &builder.services,
+            &settings.root_namespace,
+            &mut builder.remarks,
+        );
+        let mut authz = HashMap::new();
         let mut mtls = HashMap::new();
         let mut overlaps = BTreeSet::new();
         for (pod, workload) in &pods {
             let effective = policies.effective(&pod.namespace, &pod.labels, &mut overlaps);
             mtls.insert(workload.uid.clone(), Arc::new(effective));
+            let applicable = authorization.applicable(&pod.namespace, &pod.labels);
+            authz.insert(workload.uid.clone(), applicable);
         }
         builder.remarks.extend(overlaps);
         let zones = builder.zones();
@@ -65,6 +75,8 @@ impl Snapshot {
             peer_authentications: policies.in_force().cloned().collect(),
             contested: addresses.contested,
             mtls,
+            authorization_policies: std::mem::take(&mut builder.authorizations),
+            authz,
             diagnostics: builder.diagnostics(),
             settings,
         }
@@ -92,6 +104,7 @@ struct Builder<'a> {
     services: Vec<&'a ServiceSpec>,
     slices: Vec<&'a EndpointSlice>,
     policies: Vec<PeerAuthentication>,
+    authorizations: Vec<Arc<AuthorizationPolicy>>,
     remarks: Vec<Remark>,
     diagnostics: Diagnostics,
 }
@@ -106,6 +119,7 @@ impl<'a> Builder<'a> {
             services: Vec::new(),
             slices: Vec::new(),
             policies: Vec::new(),
+            authorizations: Vec::new(),
             remarks: Vec::new(),
             diagnostics,
         };
@@ -128,6 +142,7 @@ impl<'a> Builder<'a> {
                 Object::Service(service) => builder.services.push(service),
                 Object::EndpointSlice(slice) => builder.slices.push(slice),
                 Object::PeerAuthentication(policy) => builder.policies.push(policy.clone()),
+                Object::AuthorizationPolicy(policy) => builder.authorizations.push(Arc::new(policy.clone())),
             }
         }
         builder

@@ -5,6 +5,7 @@ mod build;
 mod endpoints;
 mod fronts;
 mod mtls;
+mod policies;
 #[cfg(test)]
 mod tests;
 
@@ -14,9 +15,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::authz::{Applicable, LocalDomain};
 use crate::manifest::{Notice, Rejection};
 use crate::model::{
-    MtlsMode, ObjectRef, PeerAuthentication, Service, ServiceRef, TrustDomain, Workload, WorkloadUid,
+    AuthorizationPolicy, MtlsMode, ObjectRef, PeerAuthentication, Service, ServiceRef, TrustDomain, Workload,
+    WorkloadUid,
 };
 
 pub use mtls::{Decision, EffectiveMtls};
@@ -55,6 +58,9 @@ pub struct Snapshot {
     pub(crate) contested: HashMap<IpAddr, Contested>,
     /// What each workload accepts, after inheritance.
     pub(crate) mtls: HashMap<WorkloadUid, Arc<EffectiveMtls>>,
+    pub(crate) authorization_policies: Vec<Arc<AuthorizationPolicy>>,
+    /// The policies that select each workload.
+    pub(crate) authz: HashMap<WorkloadUid, Arc<Applicable>>,
     pub(crate) diagnostics: Diagnostics,
 }
 
@@ -91,6 +97,8 @@ impl Snapshot {
             peer_authentications: Vec::new(),
             contested: HashMap::new(),
             mtls: HashMap::new(),
+            authorization_policies: Vec::new(),
+            authz: HashMap::new(),
             diagnostics: Diagnostics::default(),
         }
     }
@@ -166,6 +174,24 @@ impl Snapshot {
     /// The PeerAuthentications that were accepted, in no order, with their scopes.
     pub fn peer_authentications(&self) -> &[PeerAuthentication] {
         &self.peer_authentications
+    }
+
+    /// The AuthorizationPolicies that were accepted, by name.
+    pub fn authorization_policies(&self) -> &[Arc<AuthorizationPolicy>] {
+        &self.authorization_policies
+    }
+
+    /// The AuthorizationPolicies that select `workload`. `None` for a workload that is not in this snapshot.
+    pub fn authorization(&self, workload: &WorkloadUid) -> Option<&Arc<Applicable>> {
+        self.authz.get(workload)
+    }
+
+    /// The names of the local trust domain.
+    pub fn local_domain(&self) -> LocalDomain<'_> {
+        LocalDomain {
+            name: &self.settings.trust_domain,
+            aliases: &self.settings.trust_domain_aliases,
+        }
     }
 
     /// What there is to say about the objects behind this snapshot.
