@@ -202,9 +202,9 @@ def push(a):
 
 
 def over_window(a):
-    # More than the stream's window, to an application that does not read.
+    # More than the stream's window and the kernel's buffers together, to an application that does not read.
     stream = a.opened()
-    a.wire.send(frame(DATA, 0, stream, b"x" * 16384) * 400)
+    a.wire.send(frame(DATA, 0, stream, b"x" * 16384) * 2400)
 
 
 def tiny(a):
