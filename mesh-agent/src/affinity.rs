@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::{ServiceRef, WorkloadUid};
 use mesh_core::plan::Session;
 
@@ -109,7 +110,10 @@ impl Affinity {
         };
         let mut part = self.part(&key);
         // The timeout is that of today's document, not of the one that was in force then.
-        let lasting = |last: &&Last| now.saturating_duration_since(last.at) < session.timeout;
+        let lasting = |last: &&Last| {
+            now.saturating_duration_since(last.at) < session.timeout
+                && !mutation::is_off(Mechanism::SessionAffinity)
+        };
         let previous = part.get(&key).filter(lasting).map(|last| last.endpoint);
         let (endpoint, answer) = decide(previous)?;
         if part.len() >= self.per_part && !part.contains_key(&key) {

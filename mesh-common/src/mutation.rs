@@ -105,6 +105,48 @@ mechanisms! {
     HandshakeBudget = "handshake-budget",
     /// The last good version of an object stays in force while its document is bad.
     LastGoodState = "last-good-state",
+    /// A socket that is bound to a device which does not carry the pod's address reaches nobody enrolled.
+    ForeignDevice = "foreign-device",
+    /// An application may not take data of TCP Fast Open without a cookie.
+    FastOpenCookie = "fast-open-cookie",
+    /// Probes pass only where the kubelet's cgroup is verified to hold nothing of a container.
+    ProbeCgroup = "probe-cgroup",
+    /// A probe passes only if it was opened in the host's network namespace.
+    ProbeNetns = "probe-netns",
+    /// A probe passes only to a port that the pod declares for one.
+    ProbePort = "probe-port",
+    /// No inbound port is excluded from capture where it is STRICT.
+    StrictExclusion = "strict-exclusion",
+    /// Connections that are older than capture are closed where STRICT would have refused them.
+    OlderClosed = "older-closed",
+    /// A client keeps its endpoint where the Service wants it to (sessionAffinity).
+    SessionAffinity = "session-affinity",
+    /// Streams to a workload that is gone end at once.
+    GoneAtOnce = "gone-at-once",
+    /// Under internalTrafficPolicy Local only endpoints of the client's node are picked.
+    NodeLocal = "node-local",
+    /// An endpoint on its way out is picked only where no other is ready.
+    LeavingLast = "leaving-last",
+    /// A peer that floods with frames which flow control does not slow is cut.
+    FloodGuard = "flood-guard",
+    /// A peer that opens streams and resets them before they are looked at is cut.
+    RapidReset = "rapid-reset",
+    /// A peer's header lists are limited.
+    HeaderLimit = "header-limit",
+    /// A TLS handshake that takes too long is given up.
+    HandshakeTimeout = "handshake-timeout",
+    /// What the BPF programs refuse or drop is told as an event.
+    EventsTold = "events-told",
+    /// What a policy denies is refused, whatever others allow.
+    DenyWins = "deny-wins",
+    /// Where policies allow somebody, whom none of them allows is refused.
+    AllowNeeded = "allow-needed",
+    /// Policies of the root namespace hold for the whole mesh.
+    RootPolicies = "root-policies",
+    /// The kernel's side forgets the hand-off of a connection that is reset before the agent accepts it.
+    HandoffForgotten = "handoff-forgotten",
+    /// The agent takes back the hand-off of a connection that it accepted and does not carry.
+    HandoffTakenBack = "handoff-taken-back",
 }
 
 /// The variable that names the mechanism to switch off.

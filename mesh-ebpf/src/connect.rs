@@ -131,7 +131,7 @@ fn decide(ctx: &SockAddrContext, sock: Sock, destination: Addr, port: u16) -> Ve
 /// connection would time out. It goes where the application wants, but never in plaintext to somebody enrolled.
 #[inline(always)]
 fn elsewhere(destination: &Addr) -> Verdict {
-    if is_enrolled(destination) {
+    if is_enrolled(destination) && !mutation::is_off(Mechanism::ForeignDevice) {
         return Verdict::Refuse(Counter::ConnectRefusedDevice);
     }
     count(Counter::ConnectPassedDevice);
@@ -179,7 +179,7 @@ pub fn hand_over(ctx: &SockOpsContext) {
 #[inline(always)]
 pub fn state_changed(ctx: &SockOpsContext) {
     let (old, new) = ctx::sock_ops_states(ctx);
-    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 {
+    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 && !mutation::is_off(Mechanism::HandoffForgotten) {
         let key = flow::opened(ctx);
         if HANDOFF.remove(&key).is_ok() {
             debug::sock_ops(

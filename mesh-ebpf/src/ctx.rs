@@ -81,6 +81,20 @@ pub fn sockopt_word(ctx: &SockoptContext) -> Option<u32> {
     Some(unsafe { ptr::read_volatile(start) })
 }
 
+/// Cookie of the network namespace of the socket of a `cgroup/setsockopt` hook.
+#[inline(always)]
+pub fn sockopt_netns(ctx: &SockoptContext) -> u64 {
+    // SAFETY: the helper takes the context.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// The port that the socket of a `cgroup/setsockopt` hook is bound to; 0 where it is not bound yet.
+#[inline(always)]
+pub fn sockopt_port(ctx: &SockoptContext) -> u16 {
+    let sock: *mut bpf_sock = read!(ctx.sockopt, __bindgen_anon_1.sk);
+    read!(sock, src_port) as u16
+}
+
 /// Tells the kernel to go on with the value as the application gave it. Needed for values over a page, of which the hook is shown only a
 /// part: the kernel would answer EFAULT.
 #[inline(always)]

@@ -4,6 +4,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_common::{Addr, Counter, Event, FlowKey, event_budget, spend_event};
 
 use crate::maps::{EVENT_BUDGET, EVENTS, count};
+use crate::mutation::{self, Mechanism};
 
 /// `IPPROTO_TCP`.
 pub const TCP: u32 = 6;
@@ -41,6 +42,9 @@ impl Flow {
 #[inline(always)]
 pub fn report(counter: Counter, flow: &Flow) {
     count(counter);
+    if mutation::is_off(Mechanism::EventsTold) {
+        return;
+    }
     // SAFETY: takes nothing, returns a number.
     let now = unsafe { bpf_ktime_get_ns() };
     let event = Event {

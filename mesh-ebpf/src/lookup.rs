@@ -47,7 +47,7 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64, host: u64) -> S
             port if is_set_apart(netns, port, PortUse::ExcludedInbound) => {
                 Steering::Pass(Counter::InboundExcluded)
             }
-            port if is_set_apart(netns, port, PortUse::Probe) && probe::is_under_way(packet, host) => {
+            port if is_probed(netns, port) && probe::is_under_way(packet, host) => {
                 Steering::Pass(Counter::ProbesPassed)
             }
             _ => assign(ctx, packet, netns, Role::Inbound),
@@ -68,6 +68,12 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64, host: u64) -> S
         debug::flow(ctx, "sk_lookup", netns, from, to, became as u32);
     }
     steering
+}
+
+/// Whether the pod declares a probe of `port`.
+#[inline(always)]
+fn is_probed(netns: u64, port: u16) -> bool {
+    is_set_apart(netns, port, PortUse::Probe) || mutation::is_off(Mechanism::ProbePort)
 }
 
 #[inline(always)]

@@ -6,20 +6,28 @@ use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{Counter, FlowKey, PROBE_LIFETIME_NS};
 
 use crate::ctx::{self, Lookup};
+use crate::events::{self, Flow};
 use crate::flow;
-use crate::maps::{PROBES, count};
+use crate::maps::PROBES;
+use crate::mutation::{self, Mechanism};
 
 const TCP_CLOSE: u32 = 7;
 
 /// TCP_CONNECT_CB: notes the connection, before its SYN leaves, when it is opened in the host's namespace.
 #[inline(always)]
 pub fn note(ctx: &SockOpsContext, host: u64) {
-    let key = flow::opened(ctx);
+    let mut key = flow::opened(ctx);
     if key.netns != host {
-        return;
+        if !mutation::is_off(Mechanism::ProbeNetns) {
+            return;
+        }
+        key.netns = host;
     }
     if PROBES.insert(&key, &now(), 0).is_err() {
-        count(Counter::ProbesFull);
+        events::report(
+            Counter::ProbesFull,
+            &Flow::of(&key, (key.remote, key.remote_port)),
+        );
         return;
     }
     ctx::watch_state(ctx);

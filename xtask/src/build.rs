@@ -88,9 +88,11 @@ pub(crate) fn mutants(project: &Project) -> Result<Vec<TestProgram>> {
     let cargo = |verb: &str| {
         let mut cargo = project.cargo();
         cargo
+            // All packages, as everywhere: with fewer of them, dependencies would be others, by their features.
             .args([
                 verb,
                 "--locked",
+                "--workspace",
                 "--features",
                 "mesh-agent/mutants",
                 "--target-dir",
@@ -99,18 +101,11 @@ pub(crate) fn mutants(project: &Project) -> Result<Vec<TestProgram>> {
         cargo
     };
     run::step("build: binaries with switchable mechanisms", || {
-        run::show(cargo("build").args(["--package", "mesh-agent", "--bins"]))
+        run::show(cargo("build").args(["--bin", "mesh-agent", "--bin", "meshctl"]))
     })?;
     run::step("build: unit tests with switchable mechanisms", || {
         let mut tests = cargo("test");
-        tests.args([
-            "--package",
-            "mesh-agent",
-            "--package",
-            "mesh-core",
-            "--lib",
-            "--no-run",
-        ]);
+        tests.args(["--lib", "--no-run"]);
         run::show(&mut tests)?;
         run::test_programs(&mut tests)
     })

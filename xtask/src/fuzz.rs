@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: the fuzz targets of mesh-agent/fuzz, for a while each.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,16 @@ use anyhow::{Context, Result, bail};
 use crate::project::Project;
 use crate::run;
 use crate::setup::{self, Part};
+use crate::stamp::{self, Inputs};
 
-const VERSION: &str = "0.13.2";
+/// What libFuzzer needs: counters of edges with their places, and comparisons told (the LLVM pass SanitizerCoverage).
+const INSTRUMENTED: [&str; 5] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+];
 
 /// Fuzzes what parses bytes from outside: each target for a while. A finding fails, and its input is kept below target/fuzz.
 #[derive(clap::Args)]
@@ -43,7 +51,8 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         seconds: args.seconds,
     };
     run::step("fuzz: build all targets", || {
-        run::show(&mut fuzzer.build(project)?)
+        lock(project, &fuzzer.place)?;
+        run::show(&mut fuzzer.build(project))
     })?;
     let mut found = Vec::new();
     let mut lines = Vec::new();
@@ -79,6 +88,21 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Lets the targets be built with the versions of dependencies that the agent is built with: a workspace of its own would choose the
+/// latest ones. What only the targets need, cargo adds.
+fn lock(project: &Project, place: &Path) -> Result<()> {
+    let from = project.root().join("Cargo.lock");
+    let to = project.root().join("mesh-agent/fuzz/Cargo.lock");
+    let stamp = Inputs::default().path(&from)?.stamp();
+    let file = place.join("lock.stamp");
+    if to.is_file() && stamp::is_current(&file, &stamp) {
+        return Ok(());
+    }
+    std::fs::copy(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+    std::fs::create_dir_all(place)?;
+    std::fs::write(&file, stamp).with_context(|| format!("cannot write {}", file.display()))
+}
+
 /// With a target named, build scripts and procedural macros are not instrumented.
 fn host() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
@@ -100,25 +124,16 @@ struct Ran {
 impl Fuzzer {
     /// Builds all targets at once. Without a sanitizer: nearly all of the code is safe Rust, whose own checks find what is to be found, and
     /// libFuzzer's coverage does not need one; the instrumented build takes half as long and runs twice as fast.
-    fn build(&self, project: &Project) -> Result<Command> {
+    fn build(&self, project: &Project) -> Command {
         let mut build = project.foreign_cargo();
         build
             .current_dir(project.root().join("mesh-agent/fuzz"))
-            .env("PATH", path_with(&tool(project)?)?)
-            // The switches of the instrumentation are unstable; the stable compiler takes them like this.
-            .env("RUSTC_BOOTSTRAP", "1")
-            .args([
-                "fuzz",
-                "build",
-                "--sanitizer",
-                "none",
-                "--debug-assertions",
-                "--target",
-            ])
+            .env("RUSTFLAGS", INSTRUMENTED.join(" "))
+            .args(["build", "--release", "--bins", "--target"])
             .arg(host())
             .arg("--target-dir")
             .arg(self.place.join("build"));
-        Ok(build)
+        build
     }
 
     /// Runs these targets side by side.
@@ -192,28 +207,6 @@ fn targets(project: &Project) -> Result<Vec<String>> {
         .filter_map(|bin| bin["name"].as_str())
         .map(str::to_owned)
         .collect())
-}
-
-/// The folder with cargo-fuzz, which is installed below target/ where it is missing.
-fn tool(project: &Project) -> Result<PathBuf> {
-    let place = project.target().join("xtask/cargo-fuzz");
-    let folder = place.join("bin");
-    if !folder.join("cargo-fuzz").is_file() {
-        let title = format!("install cargo-fuzz {VERSION}");
-        let mut install = project.foreign_cargo();
-        install
-            .args(["install", "--locked", "--root"])
-            .arg(&place)
-            .arg(format!("cargo-fuzz@{VERSION}"));
-        run::step(&title, || run::quietly(&title, &mut install))?;
-    }
-    Ok(folder)
-}
-
-fn path_with(folder: &std::path::Path) -> Result<std::ffi::OsString> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let all = std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path));
-    Ok(std::env::join_paths(all)?)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ fn read(target: &str) -> Option<ConnectionFilter> {
 
 fuzz_target!(|input: (&str, Option<String>, Option<String>)| {
     let (query, workload, namespace) = input;
-    let asked = ConnectionFilter { workload, namespace };
+    let asked = ConnectionFilter { workload, namespace, ..ConnectionFilter::default() };
     assert_eq!(read(&connections_target(&asked)), Some(asked), "what meshctl asks for is what the agent reads");
     if let Some(filter) = read(&format!("/connections?{query}")) {
         assert_eq!(read(&connections_target(&filter)), Some(filter));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, Method, Request, Uri};
+use mesh_common::mutation::{self, Mechanism};
 use mesh_core::model::Workload;
 use mesh_core::plan::{self, Outbound, Reason, Refusal, Transport};
 use mesh_core::snapshot::Snapshot;
@@ -38,6 +39,9 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, client: SocketAddr
 /// reset in the accept queue does not know its peer any more.
 pub fn forget(context: &PodContext, tcp: &TcpStream, client: SocketAddr) {
     let Ok(local) = tcp.local_addr() else { return };
+    if mutation::is_off(Mechanism::HandoffTakenBack) {
+        return;
+    }
     if let Err(error) = context.path.flows.take_destination(&context.pod, client, local) {
         tracing::warn!(pod = %context.pod.uid, %client, %error, "a hand-off could not be taken back");
     }

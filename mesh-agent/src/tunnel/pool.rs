@@ -254,7 +254,7 @@ impl Pool {
     /// whoever comes to its address knows nothing of them.
     pub fn prune(&self, snapshot: &Snapshot) {
         for (key, entry) in &*self.entries() {
-            if snapshot.workload(&key.destination).is_none() {
+            if snapshot.workload(&key.destination).is_none() && !mutation::is_off(Mechanism::GoneAtOnce) {
                 entry.stop.cancel();
             }
         }

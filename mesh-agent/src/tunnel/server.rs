@@ -8,6 +8,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
+use mesh_common::mutation::{self, Mechanism};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,20 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams that a peer opened and reset before we looked at them; with more the connection is cut (CVE-2023-44487). Several times what a
 /// peer may have open, so that clients which give up all at once do not cost it its other streams.
 const PENDING_RESETS: usize = 4 * MAX_STREAMS as usize;
+
+fn pending_resets() -> usize {
+    match mutation::is_off(Mechanism::RapidReset) {
+        false => PENDING_RESETS,
+        true => usize::MAX,
+    }
+}
+
+fn header_list() -> u32 {
+    match mutation::is_off(Mechanism::HeaderLimit) {
+        false => MAX_HEADER_LIST,
+        true => 16 << 20,
+    }
+}
 
 /// Serves HTTP/2 over `io`, with windows as `budget` has them: calls `serve` for each stream, with the guard that says how long the stream
 /// lives, and returns when the connection has ended. Once `drain` is cancelled, or when there has been no stream for
@@ -45,11 +60,11 @@ where
         .initial_window_size(windows.usual())
         .initial_connection_window_size(windows.usual().saturating_mul(MAX_STREAMS))
         .max_frame_size(MAX_FRAME)
-        .max_header_list_size(MAX_HEADER_LIST)
+        .max_header_list_size(header_list())
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_pending_accept_reset_streams(pending_resets())
         .max_local_error_reset_streams(Some(STREAM_ERRORS))
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(RESET_MEMORY)

@@ -131,7 +131,7 @@ impl Agent {
         AgentBuilder {
             name: name.to_owned(),
             args: vec!["run".to_owned()],
-            env: vec![("RUST_LOG".to_owned(), "info,mesh_agent=debug".to_owned())],
+            env: vec![("MESH_AGENT_LOG".to_owned(), "info,mesh_agent=debug".to_owned())],
             netns: node.netns().path().to_owned(),
             node_cgroup: node.cgroup().path().to_owned(),
             log_dir: world.log_dir(),

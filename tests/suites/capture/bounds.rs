@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use anyhow::Result;
-use mesh_tests::harness::{App, KernelObjects, Scene, WEB4, map_entries, sockets, wait_for};
+use anyhow::{Result, ensure};
+use mesh_tests::harness::{App, KernelObjects, Scene, WEB4, map_entries, run, sockets, wait_for};
+use nix::sys::signal::Signal;
 
 #[test]
 fn loopback_and_the_pods_own_addresses_are_left_alone() -> Result<()> {
@@ -163,6 +164,52 @@ fn five_thousand_connections_one_after_another_leave_no_entry_and_no_socket() ->
             .collect();
         assert!(forgotten.is_empty(), "{forgotten:?}");
     }
+    Ok(())
+}
+
+/// Opens connections and resets each before anybody accepts it: twenty at once, twenty behind the end of their sending side, whose FIN is
+/// acknowledged (tcp(7), TCP_INFO: FIN_WAIT2).
+const RESET_EARLY: &str = "
+import socket, struct, sys
+for n in range(40):
+    s = socket.create_connection((sys.argv[1], 80), 5)
+    if n % 2:
+        s.sendall(b'x')
+        s.shutdown(socket.SHUT_WR)
+        while s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != 5:
+            pass
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    s.close()
+";
+
+#[test]
+fn connections_that_are_reset_before_they_are_accepted_leave_no_hand_off() -> Result<()> {
+    let mut scene = Scene::start("b")?;
+    let far = App::serve(&scene.far, "echo", 8080, &[])?;
+    let maps = KernelObjects::of(scene.a1.pid())?;
+    // It holds its listeners and accepts nothing.
+    scene.a1.proc().signal(Signal::SIGSTOP)?;
+    let mut client = scene.client.command("python3")?;
+    client.args(["-c", RESET_EARLY, &WEB4.to_string()]);
+    let early = run(&mut client, Duration::from_secs(60)).and_then(|output| {
+        output.success()?;
+        map_entries("HANDOFF", &maps)
+    });
+    scene.a1.proc().signal(Signal::SIGCONT)?;
+    // Those that ended first may have been done with all they wanted: the agent is to find their destination.
+    assert_eq!(
+        early?, 20,
+        "the kernel forgets what is reset at once, and keeps what ended before"
+    );
+    let limit = Duration::from_secs(10);
+    wait_for("the agent takes back what it does not carry", limit, || {
+        let entries = map_entries("HANDOFF", &maps)?;
+        ensure!(entries == 0, "{entries} hand-offs are left\n{}", scene.a1.log());
+        Ok(())
+    })?;
+    assert_eq!(far.events_of("accepted").len(), 0, "nobody was left to be served");
+    let report = scene.client.connect(WEB4, 80, "exchange", &[])?;
+    assert_eq!(report.text, "ping\n", "{report:?}\n{}", scene.logs());
     Ok(())
 }
 

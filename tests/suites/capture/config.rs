@@ -41,7 +41,12 @@ fn a_bad_document_is_named_with_line_and_column_and_the_last_good_one_stays_in_f
         "{found:#}"
     );
     let report = scene.client.connect(WEB4, 80, "exchange", &[])?;
-    assert_eq!(report.text, "ping\n", "{report:?}\n{}", scene.logs());
+    assert_eq!(
+        report.text,
+        "ping\n",
+        "the last good version no longer serves: {report:?}\n{}",
+        scene.logs()
+    );
     let text = scene.a1.meshctl_text(&["config"])?.success()?;
     assert!(
         text.contains("svc-web.yaml") && text.contains(&line.to_string()),

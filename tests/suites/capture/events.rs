@@ -274,7 +274,7 @@ fn debug_lines(agent: &Agent, hook: &str) -> Vec<String> {
 
 #[test]
 fn the_debug_log_shows_what_each_hook_does_for_one_pod_and_goes_off_by_itself() -> Result<()> {
-    let scene = Scene::with("e", true, |agent| agent.env("RUST_LOG", "info"))?;
+    let scene = Scene::with("e", true, |agent| agent.env("MESH_AGENT_LOG", "info"))?;
     let _far = App::serve(&scene.far, "echo", 8080, &[])?;
     scene.client.connect(WEB4, 80, "exchange", &[])?;
     assert!(debug_lines(&scene.a1, "").is_empty(), "{}", scene.a1.log());

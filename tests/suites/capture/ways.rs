@@ -144,7 +144,15 @@ fn the_names_stay_true_on_connections_that_idle() -> Result<()> {
         "{report:?}\n{}",
         scene.logs()
     );
-    assert_eq!(report.peer, Some(SocketAddr::new(WEB4, 80)));
-    assert_eq!(report.local.map(|local| local.ip()), Some(scene.client.ip4()));
+    assert_eq!(
+        report.peer,
+        Some(SocketAddr::new(WEB4, 80)),
+        "getpeername() of the client"
+    );
+    assert_eq!(
+        report.local.map(|local| local.ip()),
+        Some(scene.client.ip4()),
+        "getsockname() of the client"
+    );
     Ok(())
 }

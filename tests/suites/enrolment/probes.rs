@@ -1,10 +1,13 @@
 //! The kubelet's probes: a fake kubelet in a cgroup of its own, in the node's namespace.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
-use mesh_tests::harness::{App, Cgroup, MESH, Proc, wait_for};
+use anyhow::{Context, Result, bail};
+use mesh_tests::harness::{App, Cgroup, MESH, Proc, run, wait_for};
 
 use crate::stage::{Stage, carried};
 
@@ -198,5 +201,51 @@ fn probes_pass_where_the_pod_answers_with_syn_cookies() -> Result<()> {
         "{}",
         stage.event("probes_passed")?
     );
+    Ok(())
+}
+
+/// bpftool commands for as many elements as the map of probes holds, with keys that no connection has.
+fn each_probe(pin: &Path, verb: &str, value: &str) -> String {
+    let mut commands = String::new();
+    for n in 0..8 * 1024_u32 {
+        let bytes = n.to_ne_bytes().map(|byte| byte.to_string()).join(" ");
+        let key = format!("{bytes} {}", ["0"; 44].join(" "));
+        let _ = writeln!(commands, "map {verb} pinned {} key {key} {value}", pin.display());
+    }
+    commands
+}
+
+#[test]
+fn a_probe_that_finds_the_map_of_probes_full_is_captured_like_others_and_told() -> Result<()> {
+    let scene = Scene::start()?;
+    let stage = &scene.stage;
+    let _app = App::serve(&stage.server, "echo", 8080, &[])?;
+    let ip = stage.server.ip4();
+    assert!(scene.probe(ip, 8080)?);
+    let pin = stage.world.bpffs().join("n1/n1/run-1/maps/PROBES");
+    let batch = |commands: String| -> Result<()> {
+        let file = stage.world.dir().join("bpftool.batch");
+        std::fs::write(&file, commands)?;
+        let mut bpftool = Command::new("bpftool");
+        bpftool.args(["batch", "file"]).arg(&file);
+        run(&mut bpftool, Duration::from_secs(60))?.success().map(drop)
+    };
+    batch(each_probe(
+        &pin,
+        "update",
+        &format!("value {}", ["0"; 8].join(" ")),
+    ))?;
+    assert!(!scene.probe(ip, 8080)?, "the pod is STRICT");
+    wait_for("it is told", Duration::from_secs(10), || {
+        let answer = stage.agent.meshctl(&["bpf", "events"])?;
+        let mut all = answer["events"].as_array().into_iter().flatten();
+        let to = format!("{ip}:8080");
+        all.find(|event| event["event"] == "probes_full" && event["to"] == to)
+            .map(drop)
+            .with_context(|| format!("{answer:#}"))
+    })?;
+    assert_eq!(stage.event("probes_full")?, 1.0);
+    batch(each_probe(&pin, "delete", ""))?;
+    assert!(scene.probe(ip, 8080)?, "there is room again");
     Ok(())
 }

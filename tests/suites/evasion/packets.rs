@@ -40,6 +40,16 @@ fn a_packet_with_a_forged_source_reaches_no_application_and_counts_as_no_connect
         "an enrolled pod may not go without cookies"
     );
     assert_eq!(counted(&scene.a1, "fast_open_refused")?, 1.0);
+    let event = wait_for("the refusal is told", Duration::from_secs(10), || {
+        let answer = scene.a1.meshctl(&["bpf", "events"])?;
+        let mut all = answer["events"].as_array().into_iter().flatten();
+        all.find(|event| event["event"] == "fast_open_refused")
+            .cloned()
+            .with_context(|| format!("{answer:#}"))
+    })?;
+    assert_eq!(event["to"], "[::]:8080", "the port that it listens on: {event:#}");
+    let workload = event["workload"].as_str().unwrap_or_default();
+    assert!(workload.starts_with("mesh/client"), "{event:#}");
     // Nothing that might stop such packets before they reach the pod's sockets.
     for (key, value) in [("rp_filter", "0"), ("accept_local", "1"), ("route_localnet", "1")] {
         for device in ["all", "eth0"] {

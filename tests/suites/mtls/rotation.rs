@@ -27,11 +27,16 @@ fn ten_second_certificates_rotate_under_load_without_one_failed_request() -> Res
     for _ in 0..5 {
         std::thread::sleep(Duration::from_secs(5));
         let report = scene.near.connect(WEB4, 80, "exchange", &[])?;
-        assert_eq!(report.text, "ping\n", "{report:?}\n{}", scene.logs());
+        assert_eq!(
+            report.text,
+            "ping\n",
+            "not renewed in time? {report:?}\n{}",
+            scene.logs()
+        );
         for agent in scene.agents() {
             let certs = agent.meshctl(&["certs"])?;
             for one in certs["certificates"].as_array().context("certificates")? {
-                assert_eq!(one["state"], "valid", "{one:#}");
+                assert_eq!(one["state"], "valid", "not renewed in time: {one:#}");
                 assert!(
                     one["expires_in_seconds"]
                         .as_i64()

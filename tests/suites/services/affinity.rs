@@ -54,7 +54,11 @@ fn a_client_keeps_its_endpoint_over_all_workers_and_addresses_until_it_goes() ->
     let loose = answers(&scene.client, LOOSE, 30)?;
     assert!(loose.len() > 1, "{loose:?}");
     let kept = answer(&scene.client, STICKY)?;
-    assert_eq!(answers(&scene.client, STICKY, 25)?, [kept.clone()].into());
+    assert_eq!(
+        answers(&scene.client, STICKY, 25)?,
+        [kept.clone()].into(),
+        "a client keeps its endpoint"
+    );
     assert_eq!(
         answers(&scene.client, OUTSIDE, 5)?,
         [kept.clone()].into(),

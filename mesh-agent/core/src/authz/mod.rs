@@ -13,6 +13,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_common::mutation::{self, Mechanism};
 use serde::Serialize;
 
 use crate::model::{Action, AuthorizationPolicy, ObjectRef, SpiffeId, TrustDomain};
@@ -186,7 +187,8 @@ impl Applicable {
     fn verdict(&self, subject: &Subject<'_>, with_dry_run: bool) -> Verdict {
         let counts = |policy: &&Arc<AuthorizationPolicy>| with_dry_run || !policy.dry_run;
         let mut refusing = self.refusing.iter().filter(counts);
-        if let Some(rule) = refusing.find_map(|policy| matching_rule(policy, subject)) {
+        let denied = refusing.find_map(|policy| matching_rule(policy, subject));
+        if let Some(rule) = denied.filter(|_| !mutation::is_off(Mechanism::DenyWins)) {
             return Verdict::Denied(rule);
         }
         let mut policies = Vec::new();
@@ -196,7 +198,7 @@ impl Applicable {
                 None => policies.push(policy),
             }
         }
-        if policies.is_empty() {
+        if policies.is_empty() || mutation::is_off(Mechanism::AllowNeeded) {
             return Verdict::AllowedByDefault;
         }
         Verdict::NothingAllowed {

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use mesh_common::mutation::{self, Mechanism};
+
 use crate::model::{Distribution, Endpoint, Service};
 
 /// Where the client stands.
@@ -36,11 +38,13 @@ pub(super) fn candidates<'e>(
     let family = |endpoint: &&Endpoint| endpoint.address.is_ipv4() == destination.is_ipv4();
     let allowed = |endpoint: &&Endpoint| !node_local || client.shares_node(endpoint);
     let usable = || all.iter().filter(family).filter(allowed);
-    let ready: Vec<&Endpoint> = usable().filter(|endpoint| endpoint.ready).collect();
+    let leaving = |endpoint: &&Endpoint| endpoint.serving && endpoint.terminating;
+    let in_turn = !mutation::is_off(Mechanism::LeavingLast);
+    let ready: Vec<&Endpoint> = usable()
+        .filter(|endpoint| endpoint.ready || (leaving(endpoint) && !in_turn))
+        .collect();
     if ready.is_empty() {
-        return usable()
-            .filter(|endpoint| endpoint.serving && endpoint.terminating)
-            .collect();
+        return usable().filter(leaving).collect();
     }
     if node_local {
         ready

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use mesh_common::mutation::{self, Mechanism};
 use serde::Serialize;
 
 use crate::model::{Exclusions, MtlsMode, Workload};
@@ -57,7 +58,11 @@ pub fn exclusions(snapshot: &Snapshot, workload: &Workload, allowed: AllowedExcl
         &mut refuse,
     );
     inbound.retain(|port| {
-        let why = match (strict(snapshot, workload, *port), judged(snapshot, workload)) {
+        let strict = match mutation::is_off(Mechanism::StrictExclusion) {
+            false => strict(snapshot, workload, *port),
+            true => None,
+        };
+        let why = match (strict, judged(snapshot, workload)) {
             (None, None) => return true,
             (Some(policy), _) => format!("{policy} is STRICT: plaintext may not go around the agent"),
             (None, Some(policy)) => {

@@ -34,7 +34,7 @@ impl<'s> Front<'s> {
     /// kube-proxy's rule for connections from pods: internalTrafficPolicy holds for ClusterIPs; at other addresses neither traffic policy
     /// holds, as if the connection went out to the load balancer and came back in from wherever.
     fn node_local(self) -> bool {
-        self.cluster_ip && self.service.node_local
+        self.cluster_ip && self.service.node_local && !mutation::is_off(Mechanism::NodeLocal)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use mesh_common::mutation::{self, Mechanism};
 use serde::Serialize;
 
 use super::{Reason, Refusal};
@@ -80,6 +81,6 @@ fn strict(snapshot: &Snapshot, uid: &WorkloadUid, port: u16) -> Option<String> {
     let workload = snapshot.workload(uid)?;
     let decision = snapshot.mtls_decision(workload, port)?;
     let policy = decision.decided_by.as_ref();
-    (decision.mode == MtlsMode::Strict)
+    (decision.mode == MtlsMode::Strict && !mutation::is_off(Mechanism::OlderClosed))
         .then(|| policy.map_or_else(|| "the default".to_owned(), ToString::to_string))
 }

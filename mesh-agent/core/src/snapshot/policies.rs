@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use mesh_common::mutation::{self, Mechanism};
+
 use crate::authz::Applicable;
 use crate::manifest::NoticeKind;
 use crate::model::{AuthorizationPolicy, ServiceSpec};
@@ -44,7 +46,8 @@ impl Authorization {
                 policy: Arc::clone(policy),
                 selectors: selectors(policy, services, remarks),
             };
-            if policy.namespace == root_namespace && policy.services.is_none() {
+            let of_the_mesh = policy.namespace == root_namespace && !mutation::is_off(Mechanism::RootPolicies);
+            if of_the_mesh && policy.services.is_none() {
                 sorted.mesh.push(selecting);
             } else {
                 let namespace = sorted.namespaces.entry(policy.namespace.clone());

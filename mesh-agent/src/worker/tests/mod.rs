@@ -43,7 +43,14 @@ async fn pair(world: &World, listener: &TcpListener) -> (TcpStream, TcpStream) {
     (client, server)
 }
 
-async fn assert_reset(mut client: TcpStream) {
+async fn assert_reset(client: TcpStream) {
+    tokio::time::timeout(Duration::from_secs(20), reset(client))
+        .await
+        .expect("a connection lives on that was to be reset");
+}
+
+/// Resolves when the connection is reset.
+async fn reset(mut client: TcpStream) {
     let error = client
         .read_to_end(&mut Vec::new())
         .await

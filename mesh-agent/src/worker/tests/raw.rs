@@ -23,6 +23,8 @@ pub(super) enum Act {
     GoAwayBelow,
     /// GOAWAY whose last stream is this one, and the end of the connection.
     GoAwayAbove,
+    /// 503 with the end of the stream, and RST_STREAM with NO_ERROR behind it: what is sent is not wanted (RFC 9113, 8.1).
+    Unavailable,
     /// RST_STREAM with this code.
     Reset(u32),
     /// The end of the connection.
@@ -119,6 +121,13 @@ impl RawPeer {
                 match act {
                     Act::Answer | Act::Deaf => write(&mut io, 1, 4, stream, &[0x88]).await?,
                     Act::Reset(code) => write(&mut io, 3, 0, stream, &code.to_be_bytes()).await?,
+                    Act::Unavailable => {
+                        // `:status` by its name in the static table (RFC 7541, appendix A).
+                        let mut frames = frame(1, 5, stream, b"\x08\x03503");
+                        frames.extend(frame(3, 0, stream, &[0; 4]));
+                        io.write_all(&frames).await?;
+                        io.flush().await?;
+                    }
                     Act::GoAwayBelow => return go_away(&mut io, stream.saturating_sub(2)).await,
                     Act::GoAwayAbove => return go_away(&mut io, stream).await,
                     Act::Close => return io.shutdown().await,
@@ -143,12 +152,16 @@ async fn go_away(io: &mut Io, last: u32) -> std::io::Result<()> {
 }
 
 async fn write(io: &mut Io, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
+    io.write_all(&frame(kind, flags, stream, payload)).await?;
+    io.flush().await
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [_, a, b, c] = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![a, b, c, kind, flags];
     frame.extend(stream.to_be_bytes());
     frame.extend(payload);
-    io.write_all(&frame).await?;
-    io.flush().await
+    frame
 }
 
 async fn read(io: &mut Io) -> std::io::Result<(u8, u8, u32, Vec<u8>)> {

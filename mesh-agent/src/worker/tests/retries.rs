@@ -7,7 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::raw::{Act, Plan, REFUSED_STREAM, RawPeer};
 use super::world::{World, identity, in_namespace, ip};
-use super::{assert_refused, assert_reset};
+use super::{assert_refused, assert_reset, eventually, reset};
+use crate::telemetry::connections::ResponseFlag;
 use crate::tunnel::Limits;
 use crate::tunnel::copy::EARLY_LIMIT;
 
@@ -60,6 +61,33 @@ fn a_stream_that_the_peer_may_have_processed_is_never_sent_again() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 assert_eq!(peer.streams(), [b"ping"], "{plans:?}");
                 assert!(world.log.retries().counts().is_empty(), "{plans:?}");
+                world.workers.shutdown(Duration::ZERO).await;
+                peer.stop();
+            }
+        },
+    );
+}
+
+#[test]
+fn an_answer_with_a_reset_at_its_heels_counts_as_the_answer() {
+    in_namespace(
+        "retries::an_answer_with_a_reset_at_its_heels_counts_as_the_answer",
+        || async {
+            const AT_ONCE: &[Plan] = &[(0, Act::Unavailable)];
+            const LATER: &[Plan] = &[(4, Act::Unavailable)];
+            for plans in [AT_ONCE, LATER] {
+                let (world, peer, address) = world(plans).await;
+                let mut client = world.connect("order", address).await;
+                client.write_all(&vec![b'x'; 2 * EARLY_LIMIT]).await.unwrap();
+                assert_refused(Ok(client)).await;
+                eventually("the failure is told", || {
+                    !world.log.failures().counts().is_empty()
+                })
+                .await;
+                let failures = world.log.failures().counts();
+                let ((_, flag, reason), count) = failures[0];
+                assert_eq!((flag, reason, count), (ResponseFlag::Connect, "refused_503", 1));
+                assert!(world.log.retries().counts().is_empty());
                 world.workers.shutdown(Duration::ZERO).await;
                 peer.stop();
             }
@@ -125,7 +153,7 @@ fn a_peer_that_answers_no_ping_is_given_up_in_both_roles() {
             let client = world.connect("order", address).await;
             // A ping after 10 s, 20 s for its answer.
             let limit = Duration::from_secs(45);
-            let as_client = tokio::time::timeout(limit, assert_reset(client));
+            let as_client = tokio::time::timeout(limit, reset(client));
             let tls = world.identities.tls(&identity("visitor")).unwrap();
             let gateway = SocketAddr::new(ip("order", false), 15008);
             let tcp = tokio::net::TcpStream::connect(gateway).await.unwrap();
