@@ -31,6 +31,7 @@ use crate::sources::{ConfigurationSource, FileSource, Publisher, SourceError};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
 use crate::telemetry::http::{HttpError, HttpServer};
+use crate::telemetry::labels::Present;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{Metrics, MetricsError};
 use crate::worker::{DataPath, Legs, Limits, Workers};
@@ -374,12 +375,7 @@ async fn housekeeping(
             () = tokio::time::sleep(HOUSEKEEPING) => {}
         }
         let snapshot = snapshots.load();
-        let current = |workload: &Arc<mesh_core::model::Workload>| {
-            snapshot
-                .workload(&workload.uid)
-                .is_some_and(|now| Arc::ptr_eq(now, workload))
-        };
-        log.forget_gone(current, Instant::now());
+        log.forget_gone(&Present::of(&snapshot), Instant::now());
         affinity.forget_ended(Instant::now());
     }
 }

@@ -265,6 +265,7 @@ impl View for AgentView {
             workers: self.workers.status(),
             probes: self.capture.probe_passage(),
             older: self.older_connections(&ConnectionFilter::default()),
+            metrics: self.log.traffic().room(),
         }));
         checks
     }
