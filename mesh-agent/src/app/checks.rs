@@ -384,6 +384,7 @@ mod tests {
 
     fn workload(capture: CaptureState, enrolment: EnrolmentState) -> WorkloadEntry {
         WorkloadEntry {
+            uid: "shop/order/u1".into(),
             namespace: "shop".into(),
             name: "order".into(),
             node: "n1".into(),
