@@ -44,8 +44,13 @@ pub(super) async fn sweep(registry: Registry, stopping: CancellationToken) {
             () = tokio::time::sleep(SWEEP) => {}
         }
         let registry = registry.clone();
-        if tokio::task::spawn_blocking(move || sweep_once(&registry)).await.is_err() {
-            warn!("the look for ended sandboxes has panicked: they are left for the next sandbox or agent to remove");
+        if tokio::task::spawn_blocking(move || sweep_once(&registry))
+            .await
+            .is_err()
+        {
+            warn!(
+                "the look for ended sandboxes has panicked: they are left for the next sandbox or agent to remove"
+            );
             return;
         }
     }
@@ -55,7 +60,10 @@ fn sweep_once(registry: &Registry) {
     match registry.sweep() {
         Ok(swept) => {
             for record in swept {
-                info!(sandbox = record.shown(), "a sandbox ended without cleaning up: removed");
+                info!(
+                    sandbox = record.shown(),
+                    "a sandbox ended without cleaning up: removed"
+                );
             }
         }
         Err(error) => warn!(%error, "sandboxes that have ended cannot be looked for"),

@@ -116,7 +116,9 @@ fn is_name(text: &str) -> bool {
 /// Runs the command in a sandbox. Gives its exit code, 128 and the signal's number where a signal ended it, or 125 where there was no
 /// sandbox.
 pub fn run(args: &SandboxArgs) -> u8 {
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let lines = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false);
     // Fails only where something else logs already.
     let _ = lines.with_max_level(tracing::Level::WARN).try_init();
     match sandboxed(args) {
@@ -152,7 +154,12 @@ fn sandboxed(args: &SandboxArgs) -> Result<ExitStatus, SandboxError> {
     agent.wait_captured(&sandbox, &signals)?;
     if !args.quiet {
         let addresses: Vec<String> = sandbox.record.addresses.iter().map(IpAddr::to_string).collect();
-        let names: Vec<&str> = sandbox.record.services.iter().map(|service| service.name.as_str()).collect();
+        let names: Vec<&str> = sandbox
+            .record
+            .services
+            .iter()
+            .map(|service| service.name.as_str())
+            .collect();
         let services = if names.is_empty() {
             String::new()
         } else {
@@ -198,12 +205,18 @@ impl Agent {
             .map_err(SandboxError::Start)?;
         let client = Client::new(socket);
         let host: SandboxHost = runtime.block_on(client.document("/sandbox"))?;
-        let here = std::fs::metadata("/proc/self/ns/net").map_err(SandboxError::Start)?.ino();
+        let here = std::fs::metadata("/proc/self/ns/net")
+            .map_err(SandboxError::Start)?
+            .ino();
         if here != host.netns {
             let (node, pid) = (host.node, host.pid);
             return Err(SandboxError::Elsewhere { node, pid });
         }
-        Ok(Self { runtime, client, host })
+        Ok(Self {
+            runtime,
+            client,
+            host,
+        })
     }
 
     fn ask<T: serde::de::DeserializeOwned>(&self, target: &str) -> Result<T, ClientError> {
@@ -257,8 +270,20 @@ impl Agent {
         let all = self.ask::<Certificates>("/certs")?.certificates;
         let found = all.iter().find(|entry| entry.identity == identity);
         Ok(match found {
-            Some(entry) if matches!(entry.state, CertificateState::Valid | CertificateState::RenewalFailing) => None,
-            Some(entry) => Some(entry.error.clone().unwrap_or_else(|| format!("{identity} has no certificate yet"))),
+            Some(entry)
+                if matches!(
+                    entry.state,
+                    CertificateState::Valid | CertificateState::RenewalFailing
+                ) =>
+            {
+                None
+            }
+            Some(entry) => Some(
+                entry
+                    .error
+                    .clone()
+                    .unwrap_or_else(|| format!("{identity} has no certificate yet")),
+            ),
             None => Some(format!("{identity} has no certificate yet")),
         })
     }
@@ -402,9 +427,17 @@ fn allot(
     living: &[Record],
     workloads: &[WorkloadEntry],
 ) -> Result<Record, SandboxError> {
-    let used: BTreeSet<IpAddr> = workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();
+    let used: BTreeSet<IpAddr> = workloads
+        .iter()
+        .flat_map(|w| w.addresses.iter().copied())
+        .collect();
     let mut taken: BTreeSet<u32> = living.iter().map(|other| other.place).collect();
-    taken.extend(living.iter().flat_map(|other| &other.services).map(|service| service.place));
+    taken.extend(
+        living
+            .iter()
+            .flat_map(|other| &other.services)
+            .map(|service| service.place),
+    );
     let mut take = |half, name: &str| {
         let full = || SandboxError::Full {
             range: ranges.v4.to_string(),
@@ -477,7 +510,16 @@ mod tests {
         };
         assert_eq!(service("order:80"), of("order", 80, 80));
         assert_eq!(service("order:80:8080"), of("order", 80, 8080));
-        for bad in ["order", "order:", "order:0", "order:80:0", ":80", "Order:80", "order:80:1:2", "order:99999"] {
+        for bad in [
+            "order",
+            "order:",
+            "order:0",
+            "order:80:0",
+            ":80",
+            "Order:80",
+            "order:80:1:2",
+            "order:99999",
+        ] {
             assert!(service(bad).is_err(), "{bad}");
         }
     }

@@ -28,7 +28,9 @@ pub enum SandboxError {
         pid: u32,
     },
     /// A name that Kubernetes would not take.
-    #[error("{what} {value:?} is not a name: expected 1 to 63 of the characters a-z, 0-9 and '-', beginning and ending with a letter or digit")]
+    #[error(
+        "{what} {value:?} is not a name: expected 1 to 63 of the characters a-z, 0-9 and '-', beginning and ending with a letter or digit"
+    )]
     Name {
         /// What was named.
         what: &'static str,
@@ -36,7 +38,9 @@ pub enum SandboxError {
         value: String,
     },
     /// Another one has the name.
-    #[error("there is a sandbox {namespace}/{name} already (process {pid}): choose another --name, or end that one")]
+    #[error(
+        "there is a sandbox {namespace}/{name} already (process {pid}): choose another --name, or end that one"
+    )]
     Taken {
         /// Its namespace.
         namespace: String,

@@ -29,7 +29,17 @@ pub(super) fn netns_path(record: &Record) -> PathBuf {
 /// Makes the bridge where it is missing, the namespace, the link and the cgroup.
 pub(super) fn make(record: &Record, ranges: &SandboxRanges) -> Result<(), SandboxError> {
     if if_nametoindex(BRIDGE).is_err() {
-        ip(&["link", "add", BRIDGE, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"])?;
+        ip(&[
+            "link",
+            "add",
+            BRIDGE,
+            "type",
+            "bridge",
+            "forward_delay",
+            "0",
+            "mcast_snooping",
+            "0",
+        ])?;
         for address in ranges.host() {
             add_address(&[], BRIDGE, address, ranges)?;
         }
@@ -38,7 +48,9 @@ pub(super) fn make(record: &Record, ranges: &SandboxRanges) -> Result<(), Sandbo
     let netns = record.netns.as_str();
     ip(&["netns", "add", netns])?;
     let link = record.link.as_str();
-    ip(&["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns])?;
+    ip(&[
+        "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns,
+    ])?;
     ip(&["link", "set", link, "master", BRIDGE, "up"])?;
     let within = ["-n", netns];
     ip(&[&within[..], &["link", "set", "lo", "up"]].concat())?;
@@ -53,7 +65,12 @@ pub(super) fn make(record: &Record, ranges: &SandboxRanges) -> Result<(), Sandbo
     fs::create_dir_all(&record.cgroup).map_err(SandboxError::io("make the cgroup", &record.cgroup))
 }
 
-fn add_address(within: &[&str], device: &str, address: IpAddr, ranges: &SandboxRanges) -> Result<(), SandboxError> {
+fn add_address(
+    within: &[&str],
+    device: &str,
+    address: IpAddr,
+    ranges: &SandboxRanges,
+) -> Result<(), SandboxError> {
     let text = format!("{address}/{}", ranges.prefix_len(address));
     let mut all = [within, &["address", "add", &text, "dev", device]].concat();
     if address.is_ipv6() {

@@ -130,7 +130,9 @@ impl Registry {
     pub fn leave(&self) {
         let in_use = |dir: &Path| {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            entries.into_iter().any(|entry| entry.path().extension().is_some())
+            entries
+                .into_iter()
+                .any(|entry| entry.path().extension().is_some())
         };
         if !in_use(&self.dir) {
             let _ = fs::remove_file(self.dir.join("lock"));
@@ -176,7 +178,11 @@ fn open(path: &Path) -> io::Result<File> {
 impl Locked<'_> {
     /// The records of the sandboxes that live.
     pub(super) fn living(&self) -> Result<Vec<Record>, SandboxError> {
-        Ok(self.records()?.into_iter().filter_map(|(record, dead)| (!dead).then_some(record?)).collect())
+        Ok(self
+            .records()?
+            .into_iter()
+            .filter_map(|(record, dead)| (!dead).then_some(record?))
+            .collect())
     }
 
     /// Removes the sandboxes whose process is gone, and gives their records.
@@ -292,7 +298,9 @@ fn names(record: &Record, cluster_domain: &str) -> Vec<String> {
             "{name} {name}.{namespace} {name}.{namespace}.svc {name}.{namespace}.svc.{cluster_domain}"
         );
         let lines = service.addresses.iter();
-        lines.map(|address| format!("{address} {names}")).collect::<Vec<_>>()
+        lines
+            .map(|address| format!("{address} {names}"))
+            .collect::<Vec<_>>()
     };
     record.services.iter().flat_map(of).collect()
 }
@@ -398,12 +406,18 @@ mod tests {
         let pod = snapshot.local_workloads().next().unwrap();
         assert!(pod.enrolment.is_enrolled());
         assert_eq!(pod.labels["app"], "order: \"1\"");
-        assert_eq!(pod.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/orders");
+        assert_eq!(
+            pod.identity.to_string(),
+            "spiffe://cluster.local/ns/shop/sa/orders"
+        );
         let place = pod.location.as_ref().unwrap();
         assert_eq!(place.netns, "/run/netns/mesh-sandbox-test-none");
         for vip in ["198.19.200.52", "fd6d::834"] {
             let service = snapshot.service_by_vip(vip.parse().unwrap()).unwrap();
-            let addresses: Vec<_> = service.endpoints[&80].iter().map(|e| e.address.to_string()).collect();
+            let addresses: Vec<_> = service.endpoints[&80]
+                .iter()
+                .map(|e| e.address.to_string())
+                .collect();
             assert_eq!(addresses, ["198.19.192.7:8080", "[fd6d::7]:8080"]);
         }
     }
@@ -424,7 +438,11 @@ mod tests {
         drop(locked);
         assert_eq!(registry.sweep().unwrap(), [two]);
         let hosts = || fs::read_to_string(registry.hosts()).unwrap();
-        assert!(hosts().contains("198.19.200.52 one-web one-web.shop one-web.shop.svc one-web.shop.svc.cluster.local"));
+        assert!(
+            hosts().contains(
+                "198.19.200.52 one-web one-web.shop one-web.shop.svc one-web.shop.svc.cluster.local"
+            )
+        );
         assert!(!hosts().contains("two-web"));
         let mut left: Vec<_> = fs::read_dir(registry.dir())
             .unwrap()

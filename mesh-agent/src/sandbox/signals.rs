@@ -45,7 +45,10 @@ impl Signals {
         let mut set: SigSet = PASSED.into_iter().collect();
         set.add(Signal::SIGCHLD);
         set.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
+        Ok(Self(SignalFd::with_flags(
+            &set,
+            SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+        )?))
     }
 
     /// The next signal; `None` when none has come in time.

@@ -349,7 +349,8 @@ impl Settings {
                     .unwrap_or(WorkloadBudget::default().buffered_bytes),
             },
             stream_window: args.stream_window.or(file.stream_window).unwrap_or(4 << 20),
-            sandbox_ranges: sandbox_ranges.map_or_else(|| Ok(SandboxRanges::default()), |nets| SandboxRanges::new(&nets))?,
+            sandbox_ranges: sandbox_ranges
+                .map_or_else(|| Ok(SandboxRanges::default()), |nets| SandboxRanges::new(&nets))?,
         };
         settings.check()
     }

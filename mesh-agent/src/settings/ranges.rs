@@ -144,7 +144,13 @@ mod tests {
     #[test]
     fn a_range_is_one_network_of_ipv4_and_perhaps_one_of_ipv6() {
         let both = ranges("fd00::1/64,198.18.3.7/24").unwrap();
-        assert_eq!(both.host(), ["198.18.3.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!(
+            both.host(),
+            [
+                "198.18.3.1".parse::<IpAddr>().unwrap(),
+                "fd00::1".parse().unwrap()
+            ]
+        );
         assert_eq!(both.only_v4().host().len(), 1);
         for bad in [
             "fd00::/64",
@@ -175,7 +181,10 @@ mod tests {
         let ranges = SandboxRanges::default();
         let free = BTreeSet::new();
         let place = ranges.place(Half::Sandboxes, "order", &free, |_| false).unwrap();
-        assert_eq!(ranges.place(Half::Sandboxes, "order", &free, |_| false), Some(place));
+        assert_eq!(
+            ranges.place(Half::Sandboxes, "order", &free, |_| false),
+            Some(place)
+        );
         let used = ranges.addresses(place)[1];
         let other = ranges.place(Half::Sandboxes, "order", &free, |ip| ip == used);
         assert!(other.is_some() && other != Some(place));

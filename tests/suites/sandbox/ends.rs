@@ -81,14 +81,27 @@ fn names_that_are_taken_are_refused_and_their_holder_is_named() -> Result<()> {
     stage.config.pod(&pod.spec())?;
     wait_for("the pod is known", Duration::from_secs(5), || {
         let workloads = stage.agent.meshctl(&["workloads"])?;
-        ensure!(workloads["workloads"].as_array().is_some_and(|all| all.len() == 2), "{workloads:#}");
+        ensure!(
+            workloads["workloads"]
+                .as_array()
+                .is_some_and(|all| all.len() == 2),
+            "{workloads:#}"
+        );
         Ok(())
     })?;
     let pid = shop.pid().to_string();
     for (name, options, said) in [
         ("shop", &[][..], &["default/shop already", pid.as_str()][..]),
-        ("other", &["--service", "shop:90"], &["default/shop publishes the service default/shop"]),
-        ("billing", &[], &["Pod default/billing in the agent's configuration"]),
+        (
+            "other",
+            &["--service", "shop:90"],
+            &["default/shop publishes the service default/shop"],
+        ),
+        (
+            "billing",
+            &[],
+            &["Pod default/billing in the agent's configuration"],
+        ),
         ("Shop", &[], &["\"Shop\" is not a name"]),
         ("a.b", &[], &["\"a.b\" is not a name"]),
     ] {
@@ -109,12 +122,18 @@ fn without_an_agent_on_another_network_or_without_root_there_is_no_sandbox_and_i
     let mut stage = Stage::start()?;
     let elsewhere = run(&mut stage.bare("order", &[], &["true"])?, LIMIT)?;
     assert_eq!(elsewhere.status.code(), NO_SANDBOX);
-    assert!(elsewhere.stderr.contains("another network namespace"), "{elsewhere:?}");
+    assert!(
+        elsewhere.stderr.contains("another network namespace"),
+        "{elsewhere:?}"
+    );
     // Where nobody may look, the same words come from the kernel.
     let copy = stage.world.dir().join("mesh-agent");
     std::fs::copy(mesh_tests::harness::agent_binary()?, &copy)?;
     let mut command = std::process::Command::new(&copy);
-    command.args(["sandbox", "--name", "order", "--", "true"]).uid(65534).gid(65534);
+    command
+        .args(["sandbox", "--name", "order", "--", "true"])
+        .uid(65534)
+        .gid(65534);
     let nobody = run(&mut command, LIMIT)?;
     assert_eq!(nobody.status.code(), NO_SANDBOX);
     assert!(nobody.stderr.contains("needs root"), "{nobody:?}");
@@ -134,7 +153,10 @@ fn a_sandbox_that_cannot_be_made_does_not_run_its_command() -> Result<()> {
     std::fs::write(stage.directory(), "")?;
     let output = stage.run("order", &[], &["echo", "ran"])?;
     assert_eq!(output.status.code(), NO_SANDBOX, "{output:?}");
-    assert!(output.stderr.contains(&*stage.directory().to_string_lossy()), "{output:?}");
+    assert!(
+        output.stderr.contains(&*stage.directory().to_string_lossy()),
+        "{output:?}"
+    );
     assert!(!output.stdout.contains("ran"), "{output:?}");
     Ok(())
 }

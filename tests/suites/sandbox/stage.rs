@@ -140,7 +140,10 @@ impl Stage {
             let remains = self.remains()?;
             ensure!(remains.is_empty(), "{remains:?}");
             let workloads = self.agent.meshctl(&["workloads"])?;
-            ensure!(workloads["workloads"].as_array().is_some_and(Vec::is_empty), "{workloads:#}");
+            ensure!(
+                workloads["workloads"].as_array().is_some_and(Vec::is_empty),
+                "{workloads:#}"
+            );
             let pods = self.agent.meshctl(&["bpf"])?;
             ensure!(pods["pods"].as_array().is_some_and(Vec::is_empty), "{pods:#}");
             Ok(())

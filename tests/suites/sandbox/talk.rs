@@ -13,28 +13,40 @@ fn two_sandboxes_talk_over_mutual_tls_by_the_name_of_a_service() -> Result<()> {
     let stage = Stage::start()?;
     let mut shop = stage.serve("shop")?;
     let script = stage.connect("shop", "idle --count 2 --seconds 3")?;
-    let mut order = stage.spawn("order", &["--service-account", "order", "--quiet"], &["sh", "-c", &script])?;
-    wait_for("two live connections in both roles", Duration::from_secs(20), || {
-        ensure!(order.ended().is_none(), "{}{}", order.stdout(), order.stderr());
-        let answer = stage.agent.meshctl(&["connections"])?;
-        let all = answer["connections"].as_array().context("connections")?;
-        for direction in ["outbound", "inbound"] {
-            let good = all.iter().filter(|one| {
-                one["direction"] == direction
-                    && one["security"] == "mutual_tls"
-                    && one["source"]["identity"] == id("default", "order")
-                    && one["destination"]["identity"] == id("default", "shop")
-            });
-            ensure!(good.count() == 2, "{answer:#}");
-        }
-        Ok(())
-    })?;
+    let mut order = stage.spawn(
+        "order",
+        &["--service-account", "order", "--quiet"],
+        &["sh", "-c", &script],
+    )?;
+    wait_for(
+        "two live connections in both roles",
+        Duration::from_secs(20),
+        || {
+            ensure!(order.ended().is_none(), "{}{}", order.stdout(), order.stderr());
+            let answer = stage.agent.meshctl(&["connections"])?;
+            let all = answer["connections"].as_array().context("connections")?;
+            for direction in ["outbound", "inbound"] {
+                let good = all.iter().filter(|one| {
+                    one["direction"] == direction
+                        && one["security"] == "mutual_tls"
+                        && one["source"]["identity"] == id("default", "order")
+                        && one["destination"]["identity"] == id("default", "shop")
+                });
+                ensure!(good.count() == 2, "{answer:#}");
+            }
+            Ok(())
+        },
+    )?;
     ensure!(order.wait(LIMIT)?.success(), "{}", order.stderr());
     let report: Report = serde_json::from_str(order.stdout().trim()).context("a report")?;
     assert_eq!(report.ok, 2, "{report:?}");
     // The server saw the client itself, not the agent.
     let address = report.local.context("the client's address")?.ip();
-    assert!(shop.stdout().contains(&format!("\"peer\":\"{address}:")), "{}", shop.stdout());
+    assert!(
+        shop.stdout().contains(&format!("\"peer\":\"{address}:")),
+        "{}",
+        shop.stdout()
+    );
     let labels = [
         ("source_workload", "order"),
         ("destination_workload", "shop"),
@@ -42,7 +54,10 @@ fn two_sandboxes_talk_over_mutual_tls_by_the_name_of_a_service() -> Result<()> {
     ];
     for reporter in ["source", "destination"] {
         let labels = [&labels[..], &[("reporter", reporter)]].concat();
-        let opened = stage.agent.metrics()?.sum("istio_tcp_connections_opened_total", &labels);
+        let opened = stage
+            .agent
+            .metrics()?
+            .sum("istio_tcp_connections_opened_total", &labels);
         assert_eq!(opened, 2.0, "{reporter}");
     }
     shop.terminate(LIMIT)?;
@@ -68,7 +83,10 @@ fn a_sandbox_reaches_the_host_and_the_host_reaches_it() -> Result<()> {
     let address = stage.node.address();
     let script = format!("exec 3<>/dev/tcp/{address}/9");
     let refused = stage.run("look", &["--quiet"], &["bash", "-c", &script])?;
-    assert!(refused.stderr.contains("refused") || refused.stderr.contains("reset"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("refused") || refused.stderr.contains("reset"),
+        "{refused:?}"
+    );
     Ok(())
 }
 
@@ -76,14 +94,21 @@ fn a_sandbox_reaches_the_host_and_the_host_reaches_it() -> Result<()> {
 fn standard_input_environment_and_directory_are_the_callers() -> Result<()> {
     let stage = Stage::start()?;
     let echoed = stage.run_with_input("cat", &["sh", "-c", "cat; echo $PWD"], "one\ntwo\n")?;
-    assert_eq!(echoed, format!("one\ntwo\n{}\n", std::env::current_dir()?.display()));
+    assert_eq!(
+        echoed,
+        format!("one\ntwo\n{}\n", std::env::current_dir()?.display())
+    );
     stage.wait_gone()
 }
 
 #[test]
 fn signals_reach_the_command_once_and_its_answer_counts() -> Result<()> {
     let stage = Stage::start()?;
-    for (signal, name) in [(Signal::SIGTERM, "TERM"), (Signal::SIGINT, "INT"), (Signal::SIGUSR1, "USR1")] {
+    for (signal, name) in [
+        (Signal::SIGTERM, "TERM"),
+        (Signal::SIGINT, "INT"),
+        (Signal::SIGUSR1, "USR1"),
+    ] {
         let script = format!(
             "n=0; trap 'n=$((n+1)); echo got $n' {name}; trap 'exit 42' HUP; echo ready; while :; do sleep 0.02; done"
         );
@@ -115,8 +140,14 @@ fn a_sandbox_outlives_the_agent_and_is_captured_by_the_next() -> Result<()> {
     let output = stage.run("order", &["--quiet"], &["sh", "-c", &script])?;
     let report: Report = serde_json::from_str(output.stdout.trim()).with_context(|| format!("{output:?}"))?;
     assert_eq!(report.text, "ping\n", "{report:?} {}", shop.stderr());
-    let labels = [("destination_workload", "shop"), ("connection_security_policy", "mutual_tls")];
-    let opened = stage.agent.metrics()?.sum("istio_tcp_connections_opened_total", &labels);
+    let labels = [
+        ("destination_workload", "shop"),
+        ("connection_security_policy", "mutual_tls"),
+    ];
+    let opened = stage
+        .agent
+        .metrics()?
+        .sum("istio_tcp_connections_opened_total", &labels);
     assert_eq!(opened, 1.0);
     Ok(())
 }
