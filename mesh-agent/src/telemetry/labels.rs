@@ -167,7 +167,7 @@ impl<'s> Present<'s> {
         let mut present = Self::default();
         for workload in workloads {
             present.workloads.insert(Arc::as_ptr(workload));
-            present.bearers.insert(bearer(party(Some(workload), UNKNOWN)));
+            present.bearers.insert(bearer(party(Some(&**workload), UNKNOWN)));
         }
         for service in services {
             present.services.insert(Arc::as_ptr(service));
@@ -182,7 +182,7 @@ impl<'s> Present<'s> {
             let Some(side) = labels.0.get(first..first + 8) else {
                 return false;
             };
-            let side: [&str; 8] = std::array::from_fn(|i| side.get(i).map_or(UNKNOWN, |label| label));
+            let side: [&str; 8] = std::array::from_fn(|i| side.get(i).map_or(UNKNOWN, |label| &**label));
             let unknown = side[0] == UNKNOWN && side[1] == UNKNOWN;
             unknown || self.bearers.contains(&bearer(side))
         });

@@ -9,7 +9,7 @@ pub mod metrics;
 mod process;
 pub mod readiness;
 pub mod serve;
-mod tally;
+pub mod tally;
 pub mod traffic;
 
 /// What stands in labels and logs where nothing is known.

@@ -37,6 +37,12 @@ impl Stage {
         })
     }
 
+    /// The stage with the agent started again, after a kill.
+    pub(crate) fn restarted(self) -> Result<Self> {
+        let agent = self.agent.restart()?;
+        Ok(Self { agent, ..self })
+    }
+
     /// `mesh-agent sandbox --name NAME OPTIONS… -- COMMAND…`, on the node.
     pub(crate) fn command(&self, name: &str, options: &[&str], command: &[&str]) -> Result<Command> {
         let mut sandbox = self.bare(name, options, command)?;

@@ -1,9 +1,10 @@
 //! What commands in sandboxes see and say.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::harness::{Report, id, wait_for};
+use mesh_tests::harness::{JoinExt, Proc, Report, id, testapp, wait_for};
 use nix::sys::signal::Signal;
 
 use crate::stage::{LIMIT, Stage};
@@ -79,14 +80,24 @@ fn a_sandbox_reaches_the_host_and_the_host_reaches_it() -> Result<()> {
                 .with_context(|| format!("the host to {to}: {}", shop.stderr()))
         })?;
     }
-    // The host's own address on the node's network, where the agent's metrics are not: refused is reached.
-    let address = stage.node.address();
-    let script = format!("exec 3<>/dev/tcp/{address}/9");
-    let refused = stage.run("look", &["--quiet"], &["bash", "-c", &script])?;
-    assert!(
-        refused.stderr.contains("refused") || refused.stderr.contains("reset"),
-        "{refused:?}"
-    );
+    let mut host = Command::new(testapp()?);
+    host.args(["serve", "echo", "--listen", "[::]:7777"])
+        .in_netns(stage.node.netns())?;
+    let host = Proc::start("host", &mut host, &stage.world.log_dir())?;
+    wait_for("the server on the host listens", LIMIT, || {
+        ensure!(host.stdout().contains("listening"), "{}", host.stderr());
+        Ok(())
+    })?;
+    let to = format!("{}:7777", stage.node.address());
+    let app = testapp()?;
+    let answered = stage.run(
+        "look",
+        &["--quiet"],
+        &[&app.to_string_lossy(), "connect", &to, "exchange"],
+    )?;
+    let report: Report =
+        serde_json::from_str(answered.stdout.trim()).with_context(|| format!("{answered:?}"))?;
+    assert_eq!(report.text, "ping\n", "{report:?}");
     Ok(())
 }
 
@@ -135,7 +146,7 @@ fn a_sandbox_outlives_the_agent_and_is_captured_by_the_next() -> Result<()> {
     let mut stage = Stage::start()?;
     let shop = stage.serve("shop")?;
     stage.agent.kill();
-    stage.agent = mesh_tests::harness::Agent::builder(&stage.world, &stage.node, &stage.config).start()?;
+    let stage = stage.restarted()?;
     let script = stage.connect("shop", "exchange")?;
     let output = stage.run("order", &["--quiet"], &["sh", "-c", &script])?;
     let report: Report = serde_json::from_str(output.stdout.trim()).with_context(|| format!("{output:?}"))?;
