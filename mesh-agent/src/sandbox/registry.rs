@@ -433,7 +433,7 @@ mod tests {
         locked.publish(&one, &about(&[])).unwrap();
         drop(locked.enter(&two).unwrap());
         locked.publish(&two, &about(&[])).unwrap();
-        assert_eq!(locked.living().unwrap(), [one.clone()]);
+        assert_eq!(locked.living().unwrap(), std::slice::from_ref(&one));
         assert_eq!(registry.sweep().unwrap(), [], "not while somebody changes it");
         drop(locked);
         assert_eq!(registry.sweep().unwrap(), [two]);
