@@ -54,7 +54,7 @@ pub(crate) fn run(project: &Project, names: &[String]) -> Result<()> {
             verdict.word(),
             proof.program,
             proof.test,
-            outcome.said().unwrap_or("nothing"),
+            outcome.said(proof.says).unwrap_or("nothing"),
         ));
     }
     println!("\n{:<20} {:<12} test", "mechanism off", "outcome");
@@ -91,10 +91,6 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Proof>> {
 /// Builds the agent with switchable mechanisms, its unit tests, and the suites as they are.
 fn programs(project: &Project) -> Result<BTreeMap<String, TestProgram>> {
     let mut programs = build::mutants(project)?;
-    let mut suites = project.cargo();
-    // As `cargo xtask e2e` builds them, so that nothing is built twice.
-    suites.args(["build", "--locked", "--workspace", "--bins"]);
-    run::step("build: what the suites run", || run::show(&mut suites))?;
     let mut suites = project.cargo();
     suites.args(["test", "--locked", "--workspace", "--no-run"]);
     for name in e2e::suites(project)? {
@@ -139,17 +135,19 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// The first line of what the failing test said.
-    fn said(&self) -> Option<&str> {
-        let (_, after) = self
-            .text
-            .split_once("panicked at ")
-            .or_else(|| self.text.split_once("Error: "))?;
-        let mut lines = after.lines();
-        match self.text.contains("panicked at ") {
-            true => lines.nth(1),
-            false => lines.next(),
-        }
+    /// What the failing test said: the line with the expected words, or its first one.
+    fn said(&self, expected: &str) -> Option<&str> {
+        let first = || {
+            let (_, after) = self
+                .text
+                .split_once("panicked at ")
+                .or_else(|| self.text.split_once("Error: "))?;
+            let skipped = usize::from(self.text.contains("panicked at "));
+            after.lines().nth(skipped)
+        };
+        let mut lines = self.text.lines();
+        let line = lines.find(|line| line.contains(expected)).or_else(first)?;
+        Some(line.get(..line.floor_char_boundary(160)).unwrap_or(line).trim())
     }
 }
 
@@ -309,7 +307,7 @@ mod tests {
             test: "x",
             says,
         };
-        assert_eq!(outcome.said(), Some("no Python"));
+        assert_eq!(outcome.said("was served"), Some("no Python"));
         assert!(matches!(
             Verdict::of(&proof("was served"), &outcome),
             Verdict::OtherReason
