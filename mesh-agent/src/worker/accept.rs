@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use mesh_common::{HBONE_PORT, Role};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -83,13 +84,23 @@ fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream, client: SocketAd
     context.path.legs.watch(&tcp);
     // Fails only when the connection is gone, which its task finds out.
     let _ = tcp.set_nodelay(true);
-    let for_task = Arc::clone(context);
-    context.tasks.spawn(context.stop.clone(), async move {
-        match role {
-            Role::Outbound => outbound::handle(for_task, tcp, client).await,
-            Role::Inbound => inbound::plaintext::handle(for_task, tcp).await,
-            Role::Tunnel => inbound::tunnel::handle(for_task, tcp, HBONE_PORT).await,
-        }
-        drop(place);
-    });
+    let (tasks, stop) = (&context.tasks, context.stop.clone());
+    let context = Arc::clone(context);
+    // A task for each role: one for all of them would take as much room as the largest.
+    match role {
+        Role::Outbound => tasks.spawn(stop, holding(place, outbound::handle(context, tcp, client))),
+        Role::Inbound => tasks.spawn(stop, holding(place, inbound::plaintext::handle(context, tcp))),
+        Role::Tunnel => tasks.spawn(
+            stop,
+            holding(place, inbound::tunnel::handle(context, tcp, HBONE_PORT)),
+        ),
+    }
+}
+
+/// Does `work` and keeps its place for as long.
+fn holding<T: Send + 'static>(
+    place: T,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    work.map(move |()| drop(place))
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Output;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -40,7 +41,9 @@ pub(crate) fn iperf3(
     let port = IPERF_PORT.to_string();
     let mut serve = server.command("iperf3")?;
     serve.args(["--server", "--one-off", "--port", &port, "--forceflush"]);
-    let mut serving = Proc::start("iperf3", &mut serve, server.log_dir())?;
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("iperf3-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let mut serving = Proc::start(&name, &mut serve, server.log_dir())?;
     wait_for("iperf3 listens", Duration::from_secs(10), || {
         if serving.stdout().contains("listening") {
             Ok(())
