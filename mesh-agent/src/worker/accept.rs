@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use mesh_common::{HBONE_PORT, Role};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::capture::Listener;
@@ -30,6 +31,11 @@ pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
             return;
         }
     };
+    // What is set here accepted connections inherit; on each of them it would be five system calls.
+    context.path.legs.watch(&listener);
+    if let Err(error) = SockRef::from(&listener).set_tcp_nodelay(true) {
+        tracing::warn!(pod = %context.pod.uid, ?role, %error, "small writes to the pod may be late");
+    }
     let mut pause = PAUSE.0;
     loop {
         let accepted = tokio::select! {
@@ -81,9 +87,6 @@ fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream, client: SocketAd
             return;
         }
     };
-    context.path.legs.watch(&tcp);
-    // Fails only when the connection is gone, which its task finds out.
-    let _ = tcp.set_nodelay(true);
     let (tasks, stop) = (&context.tasks, context.stop.clone());
     let context = Arc::clone(context);
     // A task for each role: one for all of them would take as much room as the largest.
