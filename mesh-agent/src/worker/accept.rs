@@ -17,6 +17,14 @@ use crate::{inbound, outbound};
 /// First and longest pause after an accept that failed for want of something.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
+/// Sets what accepted connections inherit of their listener; on each of them it would be five system calls.
+pub(super) fn prepare(context: &PodContext, listener: &Listener) {
+    context.path.legs.watch(&listener.socket);
+    if let Err(error) = SockRef::from(&listener.socket).set_tcp_nodelay(true) {
+        tracing::warn!(pod = %context.pod.uid, role = ?listener.role, %error, "small writes to the pod may be late");
+    }
+}
+
 /// Accepts until the pod is retired or the worker drains.
 pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
     let role = listener.role;
@@ -31,11 +39,6 @@ pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
             return;
         }
     };
-    // What is set here accepted connections inherit; on each of them it would be five system calls.
-    context.path.legs.watch(&listener);
-    if let Err(error) = SockRef::from(&listener).set_tcp_nodelay(true) {
-        tracing::warn!(pod = %context.pod.uid, ?role, %error, "small writes to the pod may be late");
-    }
     let mut pause = PAUSE.0;
     loop {
         let accepted = tokio::select! {
