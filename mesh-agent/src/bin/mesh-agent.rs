@@ -19,5 +19,5 @@ static OPTIONS: &[u8; 85] =
     b"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 
 fn main() -> ExitCode {
-    agent::run(agent::Cli::parse()).into()
+    agent::run(agent::Cli::parse())
 }
