@@ -9,6 +9,7 @@ mod checks;
 mod descriptors;
 mod view;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -380,6 +381,15 @@ async fn housekeeping(
                 .is_some_and(|now| Arc::ptr_eq(now, workload))
         };
         log.forget_gone(current, Instant::now());
+        let policies: HashSet<_> = snapshot
+            .authorization_policies()
+            .iter()
+            .map(|policy| policy.object())
+            .collect();
+        log.policies()
+            .expire(|policy| policies.contains(policy), Instant::now());
+        let local = |uid: &mesh_core::model::WorkloadUid| snapshot.workload(uid).is_some();
+        log.policies().plaintext().expire(local);
         affinity.forget_ended(Instant::now());
     }
 }

@@ -5,6 +5,8 @@ pub mod connections;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod plaintext;
+pub mod policy;
 mod process;
 pub mod readiness;
 pub mod serve;
