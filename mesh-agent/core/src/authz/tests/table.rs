@@ -831,7 +831,8 @@ fn an_audit_policy_names_the_rules_that_match() {
 fn a_refusal_names_the_policy_the_rule_and_the_field() {
     let [order, other_port, audit, .., plain, _, _] = connections();
     let rules = "{rules: [{from: [{source: {principals: ['*/sa/audit']}}], to: [{operation: {ports: ['9090']}}]}, \
-                 {from: [{source: {principals: ['*/sa/cashier']}}, {source: {namespaces: [shop], serviceAccounts: [clerk]}}]}]}";
+                 {from: [{source: {principals: ['*/sa/cashier']}}, {source: {namespaces: [shop]}}], \
+                 when: [{key: source.serviceAccount, values: [clerk]}]}]}";
     let snapshot_ = snapshot(&policy("shop", "pay", rules));
     let nearest = |connection: &Connection| match judge(&snapshot_, connection).verdict {
         Verdict::NothingAllowed {
@@ -850,7 +851,7 @@ fn a_refusal_names_the_policy_the_rule_and_the_field() {
         "AuthorizationPolicy shop/pay rule 0: operation.ports wants 9090, the connection has 8080"
     );
     let (rule, field, text) = nearest(&order);
-    assert_eq!((rule, field.as_str()), (1, "source.serviceAccounts"));
+    assert_eq!((rule, field.as_str()), (1, "when source.serviceAccount"));
     assert!(
         text.ends_with("wants shop/clerk, the connection has spiffe://mesh.example/ns/shop/sa/order"),
         "{text}"

@@ -134,7 +134,7 @@ fn refusals_show_their_id_their_ends_and_what_was_not_right() {
             "4f2a-17",
             "shop/invoice",
             "policy_denied",
-            "rule 0, source.principals",
+            "rule 0",
             "closed after 12.3 s",
         ],
     );
