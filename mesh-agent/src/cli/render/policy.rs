@@ -1,8 +1,9 @@
 //! Policies, refusals, explanations, services, and readiness for STRICT.
 
-use super::{party, short_identity, table, text};
+use super::{short_identity, table, text};
 use crate::admin::document::{
-    Explanation, MtlsReadiness, MtlsReadinessEntry, Policies, PolicyEntry, Refusals, Services, WayEntry,
+    Explanation, MtlsReadiness, MtlsReadinessEntry, PartyEntry, Policies, PolicyEntry, Refusals, Services,
+    WayEntry,
 };
 
 /// `meshctl explain`.
@@ -134,21 +135,29 @@ pub(in crate::cli) fn refusals(refusals: &Refusals) -> String {
     for one in &refusals.refusals {
         let mut reason = vec![one.reason.clone()];
         reason.extend(one.policy.clone());
-        let rule = one.rule.map(|rule| format!("rule {rule}"));
-        let place: Vec<String> = rule.into_iter().chain(one.field.clone()).collect();
-        if !place.is_empty() {
-            reason.push(place.join(", "));
-        }
+        reason.extend(one.rule.map(|rule| format!("rule {rule}")));
+        reason.extend(one.field.clone());
         reason.extend(one.stood_seconds.map(|s| format!("closed after {s:.1} s")));
         rows.add_row([
             one.id.clone(),
             one.at.clone(),
-            party(&one.source),
-            party(&one.destination),
+            end(&one.source),
+            end(&one.destination),
             reason.join("\n"),
         ]);
     }
     text(rows)
+}
+
+/// The workload, or else the identity, and the address, a line each.
+fn end(party: &PartyEntry) -> String {
+    let identity = party.identity.as_deref().map(short_identity);
+    let name = match (&party.namespace, &party.workload) {
+        (Some(namespace), Some(workload)) => Some(format!("{namespace}/{workload}")),
+        _ => identity.map(str::to_owned),
+    };
+    let lines: Vec<String> = name.into_iter().chain([party.address.to_string()]).collect();
+    lines.join("\n")
 }
 
 /// `meshctl services`.

@@ -1,7 +1,6 @@
 use super::*;
 use crate::admin::document::{
-    Direction, EndpointEntry, PartyEntry, PlaintextEntry, RefusalEntry, SecurityState, ServiceEntry,
-    ServicePortEntry,
+    Direction, EndpointEntry, PlaintextEntry, RefusalEntry, SecurityState, ServiceEntry, ServicePortEntry,
 };
 use crate::cli::render::WIDTH;
 
