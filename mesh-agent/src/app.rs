@@ -7,6 +7,7 @@
 mod certificates;
 mod checks;
 mod descriptors;
+mod sandboxes;
 mod view;
 
 use std::collections::HashSet;
@@ -27,11 +28,13 @@ use crate::admin::{AdminServer, AdminSocket, SocketError};
 use crate::affinity::Affinity;
 use crate::capture::{self, Capture, CaptureError, CaptureOptions, PodServer};
 use crate::identity::{CaError, EmbeddedCa, Identities, IdentitiesError, IdentityOptions};
+use crate::sandbox::{Registry, SandboxError};
 use crate::settings::Settings;
 use crate::sources::{ConfigurationSource, FileSource, Publisher, SourceError};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
 use crate::telemetry::http::{HttpError, HttpServer};
+use crate::telemetry::labels::Present;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{Metrics, MetricsError};
 use crate::worker::{DataPath, Legs, Limits, Workers};
@@ -65,6 +68,9 @@ pub enum AppError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Identities(#[from] IdentitiesError),
+    /// The directory of sandboxes cannot be used.
+    #[error(transparent)]
+    Sandboxes(#[from] SandboxError),
     /// The admin socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -189,6 +195,7 @@ struct Agent {
     workers: Arc<Workers>,
     affinity: Arc<Affinity>,
     log: Arc<ConnectionLog>,
+    sandboxes: Registry,
     /// Cancelled when the agent begins to stop.
     stopping: CancellationToken,
     /// Cancelled when connections have drained: what they need goes on until then.
@@ -204,7 +211,11 @@ impl Agent {
             aliases: settings.trust_domain_aliases.clone(),
         };
         let identities = Arc::new(Identities::new(Arc::new(ca), options)?);
-        let sources: Vec<Box<dyn ConfigurationSource>> = vec![Box::new(FileSource::new(config_dir))];
+        let sandboxes = sandboxes::open(settings)?;
+        let sources: Vec<Box<dyn ConfigurationSource>> = vec![
+            Box::new(FileSource::new(config_dir)),
+            Box::new(FileSource::new(sandboxes.dir())),
+        ];
         let publisher = Publisher::start(settings.mesh(), sources)?;
         let log = Arc::new(ConnectionLog::default());
         let affinity = Arc::<Affinity>::default();
@@ -229,6 +240,7 @@ impl Agent {
             workers,
             affinity,
             log,
+            sandboxes,
             stopping: CancellationToken::new(),
             drained: CancellationToken::new(),
         })
@@ -242,7 +254,7 @@ impl Agent {
         mut signals: Signals,
         logging: &Logging,
     ) -> Result<(), AppError> {
-        let view = Arc::new(self.view());
+        let view = Arc::new(self.view(settings)?);
         let mut servers = self.servers(settings, socket, &view).await?;
         let mut tasks = self.tasks();
         info!(
@@ -273,8 +285,8 @@ impl Agent {
         Ok(())
     }
 
-    fn view(&self) -> AgentView {
-        AgentView {
+    fn view(&self, settings: &Settings) -> Result<AgentView, AppError> {
+        Ok(AgentView {
             started: self.started,
             snapshots: self.publisher.cell().clone(),
             sources: self.publisher.status().clone(),
@@ -283,8 +295,10 @@ impl Agent {
             workers: self.workers.clone(),
             affinity: self.affinity.clone(),
             log: self.log.clone(),
+            sandbox: sandboxes::host(settings, self.capture.cgroup_root())
+                .map_err(start_error("the look at its own network namespace"))?,
             stopping: self.stopping.clone(),
-        }
+        })
     }
 
     /// The servers for people and machines. They answer until connections have drained.
@@ -326,6 +340,7 @@ impl Agent {
             self.workers.clone() as Arc<dyn PodServer>,
             self.stopping.clone(),
         ));
+        tasks.spawn(sandboxes::sweep(self.sandboxes.clone(), self.stopping.clone()));
         tasks.spawn(housekeeping(
             self.log.clone(),
             self.affinity.clone(),
@@ -337,8 +352,12 @@ impl Agent {
 
     /// Lets the pods go and leaves the kernel as it was.
     async fn release(self) {
-        let (capture, workers) = (self.capture.clone(), self.workers.clone());
-        let stopped = tokio::task::spawn_blocking(move || capture.stop(&*workers)).await;
+        let (capture, workers, sandboxes) = (self.capture.clone(), self.workers.clone(), self.sandboxes);
+        let stopped = tokio::task::spawn_blocking(move || {
+            capture.stop(&*workers);
+            sandboxes.leave();
+        })
+        .await;
         match stopped {
             Ok(()) => info!("stopped: nothing of ours is left in the kernel"),
             Err(error) => error!(%error, "capture did not stop cleanly: run `mesh-agent unload`"),
@@ -375,12 +394,7 @@ async fn housekeeping(
             () = tokio::time::sleep(HOUSEKEEPING) => {}
         }
         let snapshot = snapshots.load();
-        let current = |workload: &Arc<mesh_core::model::Workload>| {
-            snapshot
-                .workload(&workload.uid)
-                .is_some_and(|now| Arc::ptr_eq(now, workload))
-        };
-        log.forget_gone(current, Instant::now());
+        log.forget_gone(&Present::of(&snapshot), Instant::now());
         let policies: HashSet<_> = snapshot
             .authorization_policies()
             .iter()

@@ -1,7 +1,7 @@
 //! The node agent: captures the sockets of enrolled pods, gives them identities, carries their connections over mutual TLS.
 //!
 //! Modules import downward only: `state`, `affinity`, `settings` → `telemetry`, `identity`, `capture`, `sources` → `tunnel` → `outbound`,
-//! `inbound` → `worker` → `admin` → `app`, `cli`. Only `app` constructs everything.
+//! `inbound` → `worker` → `admin` → `sandbox` → `app`, `cli`. Only `app` constructs everything.
 
 /// Target of the log lines that the BPF programs' debug lines become. They are logged at DEBUG whatever the filter says: they come only
 /// while somebody has switched them on.
@@ -15,6 +15,7 @@ pub mod cli;
 pub mod identity;
 pub mod inbound;
 pub mod outbound;
+pub mod sandbox;
 pub mod settings;
 pub mod sources;
 pub mod state;

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::document::{
     Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionFilter, Connections,
-    ExplainQuery, Explanation, Failure, MtlsReadiness, OlderConnections, Policies, Refusals, Services,
-    Status, Workloads,
+    ExplainQuery, Explanation, Failure, MtlsReadiness, OlderConnections, Policies, Refusals, SandboxHost,
+    Services, Status, Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
 use crate::telemetry::serve::{self, Server};
@@ -56,6 +56,8 @@ pub trait View: Send + Sync + 'static {
     fn checks(&self) -> Checks;
     /// `GET /config`.
     fn config(&self) -> Config;
+    /// `GET /sandbox`.
+    fn sandbox(&self) -> SandboxHost;
 }
 
 /// A server on a socket that is bound already.
@@ -152,6 +154,10 @@ pub fn router(view: Arc<dyn View>) -> Router {
         .route(
             "/config",
             get(async |State(v): Shared| answer(move || v.config()).await),
+        )
+        .route(
+            "/sandbox",
+            get(async |State(v): Shared| answer(move || v.sandbox()).await),
         )
         .fallback(unknown)
         .with_state(view)

@@ -6,7 +6,7 @@ mod passes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -202,6 +202,11 @@ impl Capture {
             "the BPF programs are loaded"
         );
         Ok(capture)
+    }
+
+    /// The cgroup2 mount.
+    pub fn cgroup_root(&self) -> &Path {
+        &self.cgroup2.mount
     }
 
     /// What it was loaded with.

@@ -3,6 +3,7 @@
 mod access_log;
 pub mod connections;
 pub mod http;
+pub mod labels;
 pub mod logging;
 pub mod metrics;
 pub mod plaintext;
@@ -10,6 +11,7 @@ pub mod policy;
 mod process;
 pub mod readiness;
 pub mod serve;
+pub mod tally;
 pub mod traffic;
 
 /// What stands in labels and logs where nothing is known.

@@ -177,6 +177,7 @@ fn services_show_their_endpoints_and_where_clients_go() {
 
 fn workload(mtls: &str) -> WorkloadEntry {
     WorkloadEntry {
+        uid: "shop/payment".into(),
         namespace: "shop".into(),
         name: "payment".into(),
         node: "n1".into(),
