@@ -26,6 +26,7 @@ pub use capture::{Capture, Captured, Segment};
 pub use certs::{Leaf, TestCa};
 pub use cgroup::{Cgroup, cgroup2_mount};
 pub use link::{Impairment, Link, LinkTally};
+pub use load::{LoadReport, LoadServer, LoadTally, Loading, Turned};
 pub use load::{LoadReport, LoadServer, LoadTally, Loading};
 pub use manifests::{Manifests, authorization_yaml};
 pub use netns::Netns;

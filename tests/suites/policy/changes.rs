@@ -37,7 +37,7 @@ fn rejudged(scene: &Scene, result: &str) -> Result<f64> {
 fn a_change_of_policy_closes_the_connections_that_it_denies_and_leaves_the_others() -> Result<()> {
     let scene = Scene::start("p")?;
     let _far = App::serve(&scene.far, "echo", 8080, &[])?;
-    let kept = idle(&scene.client, &scene.far, 8)?;
+    let kept = idle(&scene.client, &scene.far, 12)?;
     let (near, visitor) = (
         standing(&scene.near, &scene.far)?,
         standing(&scene.visitor, &scene.far)?,
@@ -57,7 +57,7 @@ fn a_change_of_policy_closes_the_connections_that_it_denies_and_leaves_the_other
     }
     println!("closed {:?} after the file was written", start.elapsed());
     carried(&scene, 1)?;
-    let report = kept.report(Duration::from_secs(20))?;
+    let report = kept.report(Duration::from_secs(30))?;
     assert_eq!((report.ok, report.failed), (1, 0), "{report:?}\n{}", scene.logs());
     assert_eq!(
         (rejudged(&scene, "closed")?, rejudged(&scene, "kept")?),
@@ -99,7 +99,7 @@ fn strict_turned_on_closes_the_plaintext_connections_that_stand() -> Result<()> 
     scene.config.peer_authentication(MESH, "STRICT")?;
     let report = visitor.report(PROMPT)?;
     ensure!(report.end == "reset", "{report:?}\n{}", scene.logs());
-    let report = kept.report(Duration::from_secs(20))?;
+    let report = kept.report(Duration::from_secs(30))?;
     assert_eq!((report.ok, report.failed), (1, 0), "{report:?}");
     let refusals = scene.a2().meshctl(&["refusals"])?;
     assert_eq!(
@@ -113,7 +113,7 @@ fn strict_turned_on_closes_the_plaintext_connections_that_stand() -> Result<()> 
 fn a_change_that_decides_nothing_about_a_workload_asks_about_none_of_its_connections() -> Result<()> {
     let scene = Scene::start("p")?;
     let _far = App::serve(&scene.far, "echo", 8080, &[])?;
-    let kept = idle(&scene.client, &scene.far, 6)?;
+    let _kept = standing(&scene.client, &scene.far)?;
     carried(&scene, 1)?;
     scene.change(|config| config.authorization(MESH, "near", "{selector: {matchLabels: {app: near}}}"))?;
     scene.change(|config| config.authorization("outside", "all", "{}"))?;
@@ -128,9 +128,7 @@ fn a_change_that_decides_nothing_about_a_workload_asks_about_none_of_its_connect
         ensure!(rejudged(&scene, "kept")? == 1.0, "{}", scene.logs());
         Ok(())
     })?;
-    let report = kept.report(Duration::from_secs(20))?;
-    assert_eq!((report.ok, report.failed), (1, 0), "{report:?}");
-    Ok(())
+    carried(&scene, 1)
 }
 
 #[test]
