@@ -37,10 +37,17 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
         }
     };
     connection.admitted(permit.judgement());
-    tokio::select! {
-        biased;
-        () = carry(&context, app, permit, client, &mut connection) => {}
-        refusal = stands.revoked() => connection.revoke(&refusal),
+    let revoked = {
+        // In place: `select!` would keep room for a second one.
+        let mut carried = std::pin::pin!(carry(&context, app, permit, client, &mut connection));
+        tokio::select! {
+            biased;
+            () = &mut carried => None,
+            refusal = stands.revoked() => Some(refusal),
+        }
+    };
+    if let Some(refusal) = revoked {
+        connection.revoke(&refusal);
     }
 }
 

@@ -189,11 +189,21 @@ impl Stream {
             Err(rejected) => Err(rejected),
         };
         match outcome {
-            Ok(Some((mut stands, app))) => tokio::select! {
-                biased;
-                () = self.carry(app, request.into_body(), respond, &mut connection) => {}
-                refusal = stands.revoked() => connection.revoke(&refusal),
-            },
+            Ok(Some((mut stands, app))) => {
+                let revoked = {
+                    // In place: `select!` would keep room for a second one.
+                    let body = request.into_body();
+                    let mut carried = std::pin::pin!(self.carry(app, body, respond, &mut connection));
+                    tokio::select! {
+                        biased;
+                        () = &mut carried => None,
+                        refusal = stands.revoked() => Some(refusal),
+                    }
+                };
+                if let Some(refusal) = revoked {
+                    connection.revoke(&refusal);
+                }
+            }
             Ok(None) => {}
             Err(rejected) => {
                 let response = rejected.mark(&mut connection);
