@@ -147,6 +147,10 @@ mechanisms! {
     HandoffForgotten = "handoff-forgotten",
     /// The agent takes back the hand-off of a connection that it accepted and does not carry.
     HandoffTakenBack = "handoff-taken-back",
+    /// An AuthorizationPolicy decides who may connect.
+    Authorize = "authorize",
+    /// Connections that stand are judged again when what decides about them changes.
+    ReJudging = "re-judging",
 }
 
 /// The variable that names the mechanism to switch off.

@@ -83,4 +83,6 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::RootPolicies, "mesh_core", "authz::tests::table::policies_work_together_in_their_order", "namespace: istio-system"),
     proof(Mechanism::HandoffForgotten, "capture", "bounds::connections_that_are_reset_before_they_are_accepted_leave_no_hand_off", "the kernel forgets what is reset at once"),
     proof(Mechanism::HandoffTakenBack, "capture", "bounds::connections_that_are_reset_before_they_are_accepted_leave_no_hand_off", "the agent takes back what it does not carry: not within"),
+    proof(Mechanism::Authorize, "policy", "decisions::a_policy_lets_in_whom_it_names_and_refuses_others_with_the_reason", "another identity"),
+    proof(Mechanism::ReJudging, "policy", "changes::a_change_of_policy_closes_the_connections_that_it_denies_and_leaves_the_others", "still runs"),
 ];
