@@ -46,7 +46,8 @@ impl Authorization {
                 policy: Arc::clone(policy),
                 selectors: selectors(policy, services, remarks),
             };
-            let of_the_mesh = policy.namespace == root_namespace && !mutation::is_off(Mechanism::RootPolicies);
+            let of_the_mesh =
+                policy.namespace == root_namespace && !mutation::is_off(Mechanism::RootPolicies);
             if of_the_mesh && policy.services.is_none() {
                 sorted.mesh.push(selecting);
             } else {
