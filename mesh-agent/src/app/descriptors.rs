@@ -3,7 +3,7 @@
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 /// With fewer than these an agent is warned about: some ten thousand connections.
 const FEW: u64 = 32_768;
@@ -37,11 +37,9 @@ impl Descriptors {
         let limit = limit.ok();
         let connections = limit.map_or(asked, |limit| budget(limit, workers, asked));
         if connections < asked {
-            warn!(
-                limit,
+            info!(
                 asked,
-                connections,
-                "the budget of connections is cut to what the limit of descriptors has room for"
+                connections, "the budget of connections is cut to what the limit of descriptors has room for"
             );
         }
         Self {
@@ -51,15 +49,16 @@ impl Descriptors {
         }
     }
 
-    /// Whether the settings ask for more than there is room for.
+    /// Whether there are few.
     pub(super) fn is_short(&self) -> bool {
-        self.connections < self.asked || self.limit.is_some_and(|limit| limit < FEW)
+        self.limit.is_some_and(|limit| limit < FEW)
     }
 }
 
-/// Connections of one workload on one worker: a workload may take half of the descriptors, two for each connection, over all workers.
+/// Connections of one workload on one worker: over all workers, a workload may have as many as three fifths of the descriptors. A connection
+/// through a tunnel takes one, one in plaintext two.
 fn budget(limit: u64, workers: usize, asked: usize) -> usize {
-    let all = usize::try_from(limit / 4).unwrap_or(usize::MAX);
+    let all = usize::try_from(limit.saturating_mul(3) / 5).unwrap_or(usize::MAX);
     asked.min((all / workers.max(1)).max(LEAST))
 }
 
@@ -83,7 +82,7 @@ mod tests {
             32_768,
             "there is room for what is asked"
         );
-        assert_eq!(budget(20_000, 4, 32_768), 1_250);
+        assert_eq!(budget(20_000, 4, 32_768), 3_000);
         assert_eq!(budget(20_000, 1, 100), 100, "less is asked");
         assert_eq!(budget(200, 8, 32_768), LEAST);
     }

@@ -27,7 +27,8 @@ fn scene(drain: &str) -> Result<Scene> {
 /// Servers and clients that open connection after connection, each way that there is.
 struct Load {
     _servers: Vec<LoadServer>,
-    clients: Vec<Loading>,
+    /// With the word whether the server is shown the client under its true name.
+    clients: Vec<(Loading, bool)>,
     each: u64,
 }
 
@@ -45,32 +46,38 @@ impl Load {
             [&["churn".to_owned()][..], &aims, &how].concat()
         };
         let clean = |ip, port| format!("clean@{}", SocketAddr::new(ip, port));
+        let web = SocketAddr::new(WEB4, 80);
         let ways = [
             // Through the tunnel, to the other node.
-            (&scene.client, churn([clean(WEB4, 80), clean(WEB6, 80)])),
-            // Through the tunnel within the node, and out of the mesh.
+            (&scene.client, true, churn([clean(WEB4, 80), clean(WEB6, 80)])),
+            // Through the tunnel within the node, and in plaintext from outside to both nodes.
             (
                 &scene.client,
-                churn([clean(scene.near.ip4(), 8080), clean(scene.visitor.ip4(), 8080)]),
-            ),
-            // In plaintext from outside, to either node.
-            (
-                &scene.visitor,
+                true,
                 churn([clean(scene.near.ip4(), 8080), clean(scene.far.ip6(), 8080)]),
             ),
-            // The client ends without a word, and in mid-sentence.
+            (
+                &scene.visitor,
+                true,
+                churn([clean(scene.near.ip4(), 8080), clean(scene.far.ip6(), 8080)]),
+            ),
+            // Out of the mesh: from the pod's address, and another port than the client's.
             (
                 &scene.near,
-                churn([
-                    format!("half@{}", SocketAddr::new(WEB4, 80)),
-                    format!("silent@{}", SocketAddr::new(WEB4, 80)),
-                ]),
+                false,
+                churn([clean(scene.visitor.ip4(), 8080), clean(scene.visitor.ip6(), 8080)]),
+            ),
+            // The client ends its side first, and without a word.
+            (
+                &scene.near,
+                true,
+                churn([format!("half@{web}"), format!("silent@{web}")]),
             ),
         ];
         let mut clients = Vec::new();
-        for (pod, args) in &ways {
+        for (pod, names, args) in &ways {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            clients.push(pod.load_in_background(&args)?);
+            clients.push((pod.load_in_background(&args)?, *names));
         }
         Ok(Self {
             _servers: servers,
@@ -82,7 +89,7 @@ impl Load {
     /// Waits for the end; every connection must have gone well, under its true name. How many there were.
     fn expect_no_loss(self, logs: impl Fn() -> String) -> Result<u64> {
         let mut total = 0;
-        for client in self.clients {
+        for (client, names) in self.clients {
             let LoadReport {
                 ok,
                 failed,
@@ -91,7 +98,7 @@ impl Load {
                 ..
             } = client.report(LONG)?;
             ensure!(
-                (ok, failed, wrong_names) == (self.each, 0, 0),
+                (ok, failed) == (self.each, 0) && (wrong_names == 0 || !names),
                 "connections were lost: {ok} went well, {failed} did not, {wrong_names} under wrong names: {errors:?}\n{}",
                 logs()
             );
@@ -101,7 +108,7 @@ impl Load {
     }
 
     fn expect_running(&mut self) -> Result<()> {
-        for client in &mut self.clients {
+        for (client, _) in &mut self.clients {
             ensure!(client.is_running(), "the load ended before the upgrade did");
         }
         Ok(())
@@ -139,7 +146,7 @@ fn upgrade_both(scene: Scene) -> Result<Scene> {
 fn an_upgrade_of_both_agents_loses_none_of_twenty_thousand_connections() -> Result<()> {
     let scene = scene("2s")?;
     let before = [pins(&scene, &scene.n1), pins(&scene, &scene.n2)];
-    let mut load = Load::start(&scene, 5_500, 110)?;
+    let mut load = Load::start(&scene, 4_400, 110)?;
     let mut scene = upgrade_both(scene)?;
     load.expect_running()?;
     let total = load.expect_no_loss(|| scene.logs())?;
@@ -158,9 +165,9 @@ fn an_upgrade_of_both_agents_loses_none_of_twenty_thousand_connections() -> Resu
 fn loses_nothing_under(cookies: &str) -> Result<()> {
     let scene = scene("1s")?;
     for pod in [&scene.client, &scene.near, &scene.far, &scene.visitor] {
-        pod.netns().sysctl("net.ipv4.tcp_syncookies", cookies)?;
+        pod.netns().sysctl("ipv4/tcp_syncookies", cookies)?;
     }
-    let mut load = Load::start(&scene, 1_500, 50)?;
+    let mut load = Load::start(&scene, 1_200, 50)?;
     let scene = upgrade_both(scene)?;
     load.expect_running()?;
     load.expect_no_loss(|| scene.logs()).map(drop)
@@ -189,7 +196,7 @@ fn an_upgrade_from_another_abi_loses_nothing_either() -> Result<()> {
         })
         .context("the run has no ABI")?;
     std::fs::rename(&seal, seal.with_file_name("abi-1"))?;
-    let mut load = Load::start(&scene, 1_500, 60)?;
+    let mut load = Load::start(&scene, 1_200, 60)?;
     let Scene { a1, .. } = scene;
     let next = a1.successor().start()?;
     wait_left(a1)?;
@@ -216,7 +223,7 @@ fn established_connections_live_until_the_drain_time_ends() -> Result<()> {
     short.go_on()?;
     let report = short.report(LONG)?;
     ensure!(
-        (report.ok, report.failed) == (40, 0),
+        (report.ok, report.failed) == (20, 0),
         "{report:?}\n{}",
         scene.logs()
     );
@@ -230,7 +237,7 @@ fn established_connections_live_until_the_drain_time_ends() -> Result<()> {
     ensure!(began.elapsed() > Duration::from_secs(2), "it left at once");
     long.go_on()?;
     let report = long.report(LONG)?;
-    ensure!((report.ok, report.failed) == (20, 20), "{report:?}");
+    ensure!((report.ok, report.failed) == (0, 20), "{report:?}");
     drop(next);
     Ok(())
 }
@@ -238,7 +245,7 @@ fn established_connections_live_until_the_drain_time_ends() -> Result<()> {
 #[test]
 fn an_upgrade_that_fails_costs_nothing_and_the_old_agent_goes_on() -> Result<()> {
     let mut scene = scene("1s")?;
-    let load = Load::start(&scene, 1_500, 60)?;
+    let load = Load::start(&scene, 1_200, 60)?;
     // One that cannot have a port: it finds out after the old agent has given up its own.
     let _taken = scene
         .n1
