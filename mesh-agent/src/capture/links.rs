@@ -93,6 +93,7 @@ impl PodLinks {
     /// else in a new link, which takes the place of one that does not fit only when it is attached.
     pub(super) fn put(&mut self, hook: Hook, program: BorrowedFd<'_>, target: Target<'_>) -> io::Result<()> {
         let pin = self.dir.join(hook.name);
+        settle(&pin)?;
         let (link, origin) = match adopt(&pin, hook, program, target.is) {
             Adoption::Done(link) => (link, Origin::Adopted),
             found => {
@@ -205,13 +206,23 @@ fn adopt(pin: &Path, hook: Hook, program: BorrowedFd<'_>, target: LinkTarget) ->
     }
 }
 
+/// Ends what a crash has left half done: a link that was to take another's place takes it where that one has gone, and goes where it has
+/// not.
+fn settle(pin: &Path) -> io::Result<()> {
+    let fresh = fresh_pin(pin);
+    let done = match pin.exists() {
+        true => fs::remove_file(&fresh),
+        false => fs::rename(&fresh, pin),
+    };
+    match done {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The new link is attached already, so the old one may go with its pin.
 fn replace_pin(link: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
     let fresh = fresh_pin(pin);
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
     pin_object(link, &fresh)?;
     fs::rename(&fresh, pin)
 }

@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn every_kind_of_trouble_comes_with_advice() {
         for (kind, name) in Counter::ALL {
-            let trouble = ["refused", "dropped", "full", "missed"]
+            let trouble = ["refused", "dropped", "full", "missed", "agent_down"]
                 .iter()
                 .any(|word| name.contains(word));
             assert_eq!(advice(kind).is_some(), trouble, "{name}");

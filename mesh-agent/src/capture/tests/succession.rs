@@ -144,10 +144,14 @@ fn a_half_made_start_is_swept_away_and_a_half_captured_pod_is_made_whole() {
     next.capture.drop_leftovers();
     assert_eq!(world.links().len(), 7, "{:?}", world.links());
     assert!(!world.bpffs().join("run-7").exists());
-    assert_eq!(
-        fs::read_dir(world.bpffs()).unwrap().count(),
-        1,
-        "one run: {:?}",
+    assert!(
+        world.pins().iter().all(|pin| pin.starts_with("run-1/")),
+        "{:?}",
+        world.pins()
+    );
+    assert!(
+        !world.pins().iter().any(|pin| pin.ends_with("_new")),
+        "{:?}",
         world.pins()
     );
     expect_served(&world, &next);

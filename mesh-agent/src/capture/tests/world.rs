@@ -165,6 +165,8 @@ impl World {
         }
         let mut found = Vec::new();
         below(&self.bpffs, &self.bpffs, &mut found);
+        // The kernel has files of its own at the root of a bpffs.
+        found.retain(|pin| pin.starts_with("run-"));
         found.sort();
         found
     }
