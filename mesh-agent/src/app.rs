@@ -9,6 +9,7 @@ mod checks;
 mod descriptors;
 mod live;
 mod succession;
+mod sandboxes;
 mod view;
 
 use std::future::Future;
@@ -29,11 +30,13 @@ use crate::affinity::Affinity;
 use crate::capture::{self, Beginning, Capture, CaptureError, CaptureOptions, PodServer};
 use crate::handover::{Door, HandoverError, Predecessor, Visitor};
 use crate::identity::{CaError, EmbeddedCa, Identities, IdentitiesError, IdentityOptions};
+use crate::sandbox::{Registry, SandboxError};
 use crate::settings::{Settings, SettingsError};
 use crate::sources::{ConfigurationSource, FileSource, Publisher, SourceError};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
 use crate::telemetry::http::{HttpError, HttpServer};
+use crate::telemetry::labels::Present;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{Metrics, MetricsError};
 use crate::worker::{DataPath, Legs, Limits, Workers};
@@ -69,6 +72,9 @@ pub enum AppError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Identities(#[from] IdentitiesError),
+    /// The directory of sandboxes cannot be used.
+    #[error(transparent)]
+    Sandboxes(#[from] SandboxError),
     /// The admin socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -210,6 +216,7 @@ struct Agent {
     affinity: Arc<Affinity>,
     log: Arc<ConnectionLog>,
     descriptors: Descriptors,
+    sandboxes: Registry,
     /// Cancelled when the agent begins to stop.
     stopping: CancellationToken,
     /// Cancelled when connections have drained: what they need goes on until then.
@@ -230,7 +237,11 @@ impl Agent {
             aliases: settings.trust_domain_aliases.clone(),
         };
         let identities = Arc::new(Identities::new(Arc::new(ca), options)?);
-        let sources: Vec<Box<dyn ConfigurationSource>> = vec![Box::new(FileSource::new(config_dir))];
+        let sandboxes = sandboxes::open(settings)?;
+        let sources: Vec<Box<dyn ConfigurationSource>> = vec![
+            Box::new(FileSource::new(config_dir)),
+            Box::new(FileSource::new(sandboxes.dir())),
+        ];
         let publisher = Publisher::start(settings.mesh(), sources)?;
         let log = Arc::new(ConnectionLog::default());
         let affinity = Arc::<Affinity>::default();
@@ -256,6 +267,7 @@ impl Agent {
             affinity,
             log,
             descriptors,
+            sandboxes,
             stopping: CancellationToken::new(),
             drained: CancellationToken::new(),
         })
@@ -270,7 +282,7 @@ impl Agent {
         mut signals: Signals,
         live: &Live<'_>,
     ) -> Result<(), AppError> {
-        let view = Arc::new(self.view());
+        let view = Arc::new(self.view(settings)?);
         let mut background = self.background();
         let mut succession = succession::Succession::of(predecessor);
         let mut office = self
@@ -357,8 +369,8 @@ impl Agent {
         }
     }
 
-    fn view(&self) -> AgentView {
-        AgentView {
+    fn view(&self, settings: &Settings) -> Result<AgentView, AppError> {
+        Ok(AgentView {
             started: self.started,
             snapshots: self.publisher.cell().clone(),
             sources: self.publisher.status().clone(),
@@ -368,8 +380,10 @@ impl Agent {
             affinity: self.affinity.clone(),
             log: self.log.clone(),
             descriptors: self.descriptors,
+            sandbox: sandboxes::host(settings, self.capture.cgroup_root())
+                .map_err(start_error("the look at its own network namespace"))?,
             stopping: self.stopping.clone(),
-        }
+        })
     }
 
     /// Takes what only one agent of a node can have: addresses, sockets, and the say over which pods are captured.
@@ -419,6 +433,7 @@ impl Agent {
     /// What goes on for as long as this agent has the say over the node's pods.
     fn tasks(&self, view: &Arc<AgentView>, wait: bool, stop: &CancellationToken) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
+        tasks.spawn(sandboxes::sweep(self.sandboxes.clone(), stop.clone()));
         let (view, stop) = (view.clone(), stop.clone());
         let capture = self.capture.clone();
         let snapshots = self.publisher.cell().clone();
@@ -457,8 +472,12 @@ impl Agent {
 
     /// Lets the pods go and leaves the kernel as it was.
     async fn release(self) {
-        let (capture, workers) = (self.capture.clone(), self.workers.clone());
-        let stopped = tokio::task::spawn_blocking(move || capture.stop(&*workers)).await;
+        let (capture, workers, sandboxes) = (self.capture.clone(), self.workers.clone(), self.sandboxes);
+        let stopped = tokio::task::spawn_blocking(move || {
+            capture.stop(&*workers);
+            sandboxes.leave();
+        })
+        .await;
         match stopped {
             Ok(()) => info!("stopped: nothing of ours is left in the kernel"),
             Err(error) => error!(%error, "capture did not stop cleanly: run `mesh-agent unload`"),
@@ -524,12 +543,7 @@ async fn housekeeping(
             () = tokio::time::sleep(HOUSEKEEPING) => {}
         }
         let snapshot = snapshots.load();
-        let current = |workload: &Arc<mesh_core::model::Workload>| {
-            snapshot
-                .workload(&workload.uid)
-                .is_some_and(|now| Arc::ptr_eq(now, workload))
-        };
-        log.forget_gone(current, Instant::now());
+        log.forget_gone(&Present::of(&snapshot), Instant::now());
         affinity.forget_ended(Instant::now());
     }
 }

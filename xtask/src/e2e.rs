@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use crate::build;
+use crate::kernels;
 use crate::mutate;
 use crate::project::Project;
 use crate::run;
@@ -11,7 +12,7 @@ use crate::setup::{self, Part};
 /// Runs the end-to-end suites: real namespaces, cgroups, agents and clients. Needs root.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which suites; all of them when none is named.
+    /// Which suites; all of them when none is named, but `kernels`: the core of capture on Debian's older kernels, under qemu.
     #[arg(value_name = "SUITE")]
     suites: Vec<String>,
     /// For the test programs, after `--`: a filter of tests by name, `--nocapture`, `--list` …
@@ -29,23 +30,34 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         return mutate::run(project, mechanisms);
     }
     let known = suites(project)?;
-    if let Some(unknown) = args.suites.iter().find(|name| !known.contains(name)) {
+    let is_known = |name: &String| known.contains(name) || name == kernels::NAME;
+    if let Some(unknown) = args.suites.iter().find(|name| !is_known(name)) {
         bail!(
-            "there is no suite {unknown}; the suites are: {}",
-            known.join(", ")
+            "there is no suite {unknown}; the suites are: {}, and {}, which is run when it is named",
+            known.join(", "),
+            kernels::NAME
         );
     }
     need_root("cargo xtask e2e", "")?;
     prepare(project)?;
-    let chosen = if args.suites.is_empty() {
-        known
-    } else {
-        args.suites.clone()
-    };
+    let (guests, mut chosen): (Vec<String>, Vec<String>) = args
+        .suites
+        .iter()
+        .cloned()
+        .partition(|name| name == kernels::NAME);
+    if args.suites.is_empty() {
+        chosen = known;
+    }
     let mut summaries = Vec::new();
-    let outcome = run::step(&format!("suites {}", chosen.join(", ")), || {
-        suite(project, &chosen, &args.arguments, &mut summaries)
-    });
+    let mut outcome = Ok(());
+    if !chosen.is_empty() {
+        outcome = run::step(&format!("suites {}", chosen.join(", ")), || {
+            suite(project, &chosen, &args.arguments, &mut summaries)
+        });
+    }
+    if !guests.is_empty() {
+        outcome = outcome.and(kernels::run(project, &args.arguments, &mut summaries));
+    }
     for summary in summaries {
         println!("{summary}");
     }

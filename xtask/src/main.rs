@@ -9,6 +9,7 @@ mod deps;
 mod documents;
 mod e2e;
 mod fuzz;
+mod kernels;
 mod lint;
 mod miri;
 mod mutate;

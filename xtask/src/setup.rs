@@ -95,6 +95,21 @@ pub(crate) fn ensure(project: &Project, parts: &[Part]) -> Result<()> {
     Ok(())
 }
 
+/// Makes sure of these programs, given with their packages; installs what is missing, where we may.
+pub(crate) fn programs(wanted: &[(&'static str, &'static str)]) -> Result<()> {
+    let Err(missing) = apt::look_for(wanted) else {
+        return Ok(());
+    };
+    let installed = run::step(&format!("setup: {}", missing.what), || {
+        apt::install_missing(wanted)
+    });
+    match (apt::look_for(wanted), installed) {
+        (Ok(_), _) => Ok(()),
+        (Err(still), Ok(())) => bail!("{}", still.advice()),
+        (Err(still), Err(error)) => bail!("{error:#}; {}", still.advice()),
+    }
+}
+
 fn check(project: &Project, parts: &[Part]) -> Result<()> {
     let mut complete = true;
     for part in parts {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use mesh_agent::telemetry::connections::{Connection, ConnectionInfo, ConnectionLog, Reporter, ResponseFlag, Security};
+use mesh_agent::telemetry::labels::Present;
 
 #[derive(Arbitrary, Debug)]
 enum Step {
@@ -66,7 +67,7 @@ fuzz_target!(|steps: Vec<Step>| {
                 }
             }
             Step::Scrape => log.carry_bytes(),
-            Step::Forget => log.forget_gone(|_| false, std::time::Instant::now()),
+            Step::Forget => log.forget_gone(&Present::default(), std::time::Instant::now()),
         }
         assert_eq!((log.len(), log.opened()), (live.len(), opened));
     }

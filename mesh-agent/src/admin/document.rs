@@ -5,12 +5,14 @@
 mod kernel;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use mesh_core::model::{SpiffeId, Workload};
 use serde::{Deserialize, Serialize};
 
 pub use kernel::{BpfEventEntry, BpfEvents, BpfLog, BpfLogWanted};
 
+use crate::settings::SandboxRanges;
 use crate::telemetry::connections::{Live, Reporter, Security};
 
 /// `GET /status`.
@@ -45,6 +47,25 @@ pub struct Status {
     pub certificates: CertificateCounts,
     /// Documents that are rejected at present.
     pub rejections: usize,
+}
+
+/// What `mesh-agent sandbox` needs to know of this agent and its host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SandboxHost {
+    /// The agent's node.
+    pub node: String,
+    /// The agent's process id.
+    pub pid: u32,
+    /// Inode of its network namespace.
+    pub netns: u64,
+    /// The cgroup2 mount.
+    pub cgroup_root: PathBuf,
+    /// Where the records and documents of sandboxes are.
+    pub directory: PathBuf,
+    /// The addresses of sandboxes and their services.
+    pub ranges: SandboxRanges,
+    /// The suffix of service host names.
+    pub cluster_domain: String,
 }
 
 /// The configuration in force.
@@ -115,6 +136,9 @@ pub struct Workloads {
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkloadEntry {
+    /// Which incarnation it is: namespace, name and, where it has one, the Pod's `metadata.uid`.
+    #[serde(default)]
+    pub uid: String,
     /// Its namespace.
     pub namespace: String,
     /// Its name.

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::document::{
     Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionFilter, Connections,
-    Failure, OlderConnections, Status, Workloads,
+    Failure, OlderConnections, SandboxHost, Status, Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
 use crate::telemetry::serve::{self, Server};
@@ -42,6 +42,8 @@ pub trait View: Send + Sync + 'static {
     fn checks(&self) -> Checks;
     /// `GET /config`.
     fn config(&self) -> Config;
+    /// `GET /sandbox`.
+    fn sandbox(&self) -> SandboxHost;
 }
 
 /// A server on a socket that is bound already.
@@ -116,6 +118,10 @@ pub fn router(view: Arc<dyn View>) -> Router {
         .route(
             "/config",
             get(async |State(v): Shared| answer(move || v.config()).await),
+        )
+        .route(
+            "/sandbox",
+            get(async |State(v): Shared| answer(move || v.sandbox()).await),
         )
         .fallback(unknown)
         .with_state(view)

@@ -7,6 +7,7 @@ use crate::admin::document::{
     OlderConnections, Status, WorkloadEntry, Workloads,
 };
 use crate::capture::{KubeletError, ProbePassage};
+use crate::telemetry::traffic::Room;
 use crate::worker::WorkerStatus;
 
 use super::descriptors::Descriptors;
@@ -25,6 +26,8 @@ pub(super) struct Facts {
     /// Whether the kubelet's probes pass; `None` before that was looked at.
     pub(super) probes: Option<ProbePassage>,
     pub(super) older: OlderConnections,
+    /// How full the table of the metrics' label sets is.
+    pub(super) metrics: Room,
 }
 
 /// The checks of the agent, in the order in which to read them.
@@ -43,6 +46,7 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
         foreign_programs(&facts.bpf),
         workers(&facts.workers),
         descriptors(facts.descriptors),
+        metrics(facts.metrics),
     ]
 }
 
@@ -76,6 +80,20 @@ fn descriptors(descriptors: Descriptors) -> Check {
         level,
         detail,
         "raise the hard limit of open files (LimitNOFILE= in a unit), or lower --budget-connections",
+    )
+}
+
+fn metrics(room: Room) -> Check {
+    let mut detail = format!("{} of {} label sets", room.used, room.capacity);
+    if room.used >= room.capacity {
+        detail += "; connections of further ones are counted under \"other\"";
+    }
+    let full = room.used as f64 > room.capacity as f64 * FULL;
+    check(
+        "metrics",
+        if full { Level::Warn } else { Level::Ok },
+        detail,
+        "labels app and version are part of each label set: do pods carry values that are unique to each?",
     )
 }
 
@@ -394,6 +412,7 @@ mod tests {
 
     fn workload(capture: CaptureState, enrolment: EnrolmentState) -> WorkloadEntry {
         WorkloadEntry {
+            uid: "shop/order/u1".into(),
             namespace: "shop".into(),
             name: "order".into(),
             node: "n1".into(),
@@ -565,6 +584,18 @@ mod tests {
         assert_eq!(older(&facts).level, Level::Ok);
         facts.problems.push("shop/order: this kernel cannot close".into());
         assert_eq!(older(&facts).level, Level::Warn);
+    }
+
+    #[test]
+    fn metrics_that_run_out_of_room_are_warned_about() {
+        let room = |used| Room {
+            used,
+            capacity: 100,
+            overflows: 0,
+        };
+        assert_eq!(metrics(room(80)).level, Level::Ok);
+        assert_eq!(metrics(room(81)).level, Level::Warn);
+        assert!(metrics(room(100)).detail.contains("other"));
     }
 
     #[test]

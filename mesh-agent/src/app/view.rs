@@ -15,8 +15,8 @@ use crate::admin::document::{
     Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfForeign, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod,
     BpfProgram, CaptureState, CertificateCounts, CertificateEntry, CertificateState, Certificates, Checks,
     Config, ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState,
-    OlderConnections, PodCounts, SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads,
-    timestamp,
+    OlderConnections, PodCounts, SandboxHost, SessionCounts, SnapshotStatus, Status, UsageEntry,
+    WorkloadEntry, Workloads, timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
@@ -48,6 +48,7 @@ pub(super) struct AgentView {
     pub(super) affinity: Arc<Affinity>,
     pub(super) log: Arc<ConnectionLog>,
     pub(super) descriptors: Descriptors,
+    pub(super) sandbox: SandboxHost,
     /// Cancelled when the agent begins to stop.
     pub(super) stopping: CancellationToken,
 }
@@ -268,12 +269,17 @@ impl View for AgentView {
             descriptors: self.descriptors,
             probes: self.capture.probe_passage(),
             older: self.older_connections(&ConnectionFilter::default()),
+            metrics: self.log.traffic().room(),
         }));
         checks
     }
 
     fn config(&self) -> Config {
         self.sources.read()
+    }
+
+    fn sandbox(&self) -> SandboxHost {
+        self.sandbox.clone()
     }
 }
 
@@ -373,6 +379,7 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates, usage: &BTreeMap<Workl
         // No policy names port 0, so this is what holds where no port says otherwise.
         let mtls = snapshot.mtls_decision(workload, 0);
         WorkloadEntry {
+            uid: workload.uid.to_string(),
             namespace: workload.namespace.clone(),
             name: workload.name.clone(),
             node: workload.node.clone(),

@@ -10,5 +10,5 @@ use mesh_agent::cli::agent;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    agent::run(agent::Cli::parse()).into()
+    agent::run(agent::Cli::parse())
 }

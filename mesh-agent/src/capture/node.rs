@@ -243,6 +243,11 @@ impl Capture {
         Ok(capture)
     }
 
+    /// The cgroup2 mount.
+    pub fn cgroup_root(&self) -> &Path {
+        &self.cgroup2.mount
+    }
+
     /// What it was loaded with.
     pub fn options(&self) -> &CaptureOptions {
         &self.options

@@ -2,15 +2,17 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::exit::{AGENT_CODES, Exit};
+use super::exit::{AGENT_CODES, Exit, SANDBOX_HELP};
 use super::render;
 use crate::admin::{SocketError, host};
 use crate::app::{self, AppError};
 use crate::capture::{self, CaptureError};
 use crate::handover::HandoverError;
+use crate::sandbox::{self, InitArgs, SandboxArgs};
 use crate::settings::{Settings, SettingsArgs};
 use crate::telemetry::http::HttpError;
 use crate::telemetry::logging::{Logging, LoggingError};
@@ -36,6 +38,12 @@ pub enum Command {
     /// Check whether this host has what capture needs. Changes nothing.
     #[command(after_help = AGENT_CODES)]
     Check(CheckArgs),
+    /// Run a command as an enrolled workload of the local agent: its own network namespace, address and cgroup, gone when it ends.
+    #[command(after_help = SANDBOX_HELP)]
+    Sandbox(Box<SandboxArgs>),
+    /// The process between a sandbox and its command.
+    #[command(hide = true)]
+    SandboxInit(InitArgs),
 }
 
 /// What to check, and how to print.
@@ -50,16 +58,19 @@ pub struct CheckArgs {
 }
 
 /// Runs the command; what goes wrong is said on standard error.
-pub fn run(cli: Cli) -> Exit {
+pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => serve(&args),
         Command::Unload(args) => unload(&args),
         Command::Check(args) => check(&args),
+        Command::Sandbox(args) => return sandbox::run(&args).into(),
+        Command::SandboxInit(args) => return sandbox::init(&args).into(),
     };
-    done.unwrap_or_else(|failure| {
+    let exit = done.unwrap_or_else(|failure| {
         eprintln!("mesh-agent: {}", failure.message);
         failure.exit
-    })
+    });
+    exit.into()
 }
 
 /// A failure in words, with its class.
@@ -164,7 +175,7 @@ fn class(error: &AppError) -> Exit {
         AppError::Handover(HandoverError::Refused(_) | HandoverError::Silent { .. }) => Exit::Conflict,
         AppError::Handover(_) => Exit::Settings,
         AppError::Socket(SocketError::Owned { .. }) => Exit::Conflict,
-        AppError::Socket(_) => Exit::Settings,
+        AppError::Socket(_) | AppError::Sandboxes(_) => Exit::Settings,
         AppError::Http(HttpError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
             Exit::Conflict
         }

@@ -44,6 +44,15 @@ Exit codes:
   6  the CA or the state directory cannot be used
   8  a check failed (`mesh-agent check`)";
 
+/// For `mesh-agent sandbox --help`.
+pub const SANDBOX_HELP: &str = "\
+Example:
+  mesh-agent sandbox --name shop --service shop:80:8000 -- python3 -m http.server 8000
+  mesh-agent sandbox --name order -- curl http://shop/
+
+Exit codes: the command's; 128 and the number of the signal that ended it; 125 no sandbox could be made; 126 the command cannot be
+executed; 127 there is no such command.";
+
 /// For `meshctl --help`.
 pub const CTL_CODES: &str = "\
 Exit codes:

@@ -78,6 +78,6 @@ fn info(context: &PodContext, client: SocketAddr, local: SocketAddr) -> Connecti
         destination_address: local,
         destination: snapshot.workload(&context.pod.uid).cloned(),
         destination_identity: Some(context.pod.identity.clone()),
-        service: None,
+        service: snapshot.service_behind(local, None).cloned(),
     }
 }

@@ -129,9 +129,11 @@ struct Rejected {
 
 impl Stream {
     async fn serve(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        let client = headers::real_client(self.peer.address, request.headers().get(http::header::FORWARDED));
+        let forwarded = request.headers().get(http::header::FORWARDED);
+        let client = headers::real_client(self.peer.address, forwarded);
+        let asked = forwarded.and_then(|value| headers::forwarded_host(value.as_bytes()));
         let address = self.authority(&request);
-        let info = self.info(client, address.as_ref().ok().copied());
+        let info = self.info(client, address.as_ref().ok().copied(), asked);
         let mut connection = Carried::new(self.context.path.log.open(info));
         let place = self.context.budget.take(Place::Stream);
         let admitted = match (&place, address) {
@@ -267,7 +269,7 @@ impl Stream {
         }
     }
 
-    fn info(&self, client: SocketAddr, address: Option<SocketAddr>) -> ConnectionInfo {
+    fn info(&self, client: SocketAddr, address: Option<SocketAddr>, asked: Option<&str>) -> ConnectionInfo {
         let snapshot = self.context.path.snapshots.load();
         let pod = &self.context.pod;
         // Without an authority that means the pod, what was asked for is the tunnel itself.
@@ -290,7 +292,7 @@ impl Stream {
             destination_address: address,
             destination: snapshot.workload(&pod.uid).cloned(),
             destination_identity: Some(pod.identity.clone()),
-            service: None,
+            service: snapshot.service_behind(address, asked).cloned(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 
 use super::{ExclusionKind, LogFormat, parse_duration, parse_size};
 
@@ -146,4 +147,14 @@ pub struct SettingsArgs {
     /// Flow-control window of a tunnel's stream, 64Ki to 16Mi: at most one window per round trip [default: 4Mi; file: streamWindow]
     #[arg(long, env = "MESH_AGENT_STREAM_WINDOW", value_name = "SIZE", value_parser = parse_size)]
     pub stream_window: Option<usize>,
+
+    /// Networks of `mesh-agent sandbox`: one of IPv4, and one of IPv6 if wanted [default: 198.19.192.0/20,fd6d:6573:6800::/64; file:
+    /// sandboxRange]
+    #[arg(
+        long,
+        env = "MESH_AGENT_SANDBOX_RANGE",
+        value_name = "CIDR,…",
+        value_delimiter = ','
+    )]
+    pub sandbox_range: Vec<IpNet>,
 }

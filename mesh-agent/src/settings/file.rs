@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::{ExclusionKind, LogFormat, SettingsError, duration, size};
@@ -47,6 +48,7 @@ pub(super) struct File {
     pub(super) workload_budget: Option<WorkloadBudget>,
     #[serde(default, deserialize_with = "size::deserialize")]
     pub(super) stream_window: Option<usize>,
+    pub(super) sandbox_range: Option<Vec<IpNet>>,
     /// MeshConfig. The tunnel speaks TLS 1.3 only, which each of its values allows.
     #[serde(rename = "meshMTLS")]
     _mesh_mtls: Option<MeshMtls>,

@@ -4,6 +4,7 @@ mod args;
 mod duration;
 mod file;
 mod passes;
+mod ranges;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use thiserror::Error;
 pub use args::SettingsArgs;
 pub use duration::{parse_duration, show_duration};
 pub use passes::{ExclusionKind, KubeletCgroup};
+pub use ranges::{Half, RangeError, SandboxRanges};
 pub use size::{parse_size, show_size};
 
 /// Shortest certificate lifetime: below it, rotation at half-life would not keep up with clock differences.
@@ -57,6 +59,9 @@ pub enum SettingsError {
     /// A trust domain is none.
     #[error("trust domain: {0}")]
     TrustDomain(#[from] IdentityError),
+    /// A range for sandboxes is none.
+    #[error("--sandbox-range: {0}")]
+    SandboxRange(#[from] RangeError),
     /// A value is out of bounds.
     #[error("{name} is {value}: {expected}")]
     Value {
@@ -188,6 +193,8 @@ pub struct Settings {
     pub budget: WorkloadBudget,
     /// Flow-control window of a tunnel's stream, bytes.
     pub stream_window: usize,
+    /// The addresses of sandboxes and of the services they publish.
+    pub sandbox_ranges: SandboxRanges,
 }
 
 impl Settings {
@@ -201,6 +208,12 @@ impl Settings {
             None => file::File::default(),
         };
         Self::merge(args, file, host_name(), cores())
+    }
+
+    /// Where the records and documents of this node's sandboxes are: beside the admin socket.
+    pub fn sandbox_dir(&self) -> PathBuf {
+        let beside = self.admin_socket.parent().unwrap_or(Path::new("/run/mesh-agent"));
+        beside.join("sandboxes").join(&self.node_name)
     }
 
     /// What decisions need of them.
@@ -259,6 +272,10 @@ impl Settings {
         let exclusions = match args.allow_exclusions.as_slice() {
             [] => file.allow_exclusions.unwrap_or_default(),
             given => given.to_vec(),
+        };
+        let sandbox_ranges = match args.sandbox_range.as_slice() {
+            [] => file.sandbox_range,
+            given => Some(given.to_vec()),
         };
         let settings = Self {
             node_name,
@@ -348,6 +365,8 @@ impl Settings {
                     .unwrap_or(WorkloadBudget::default().buffered_bytes),
             },
             stream_window: args.stream_window.or(file.stream_window).unwrap_or(4 << 20),
+            sandbox_ranges: sandbox_ranges
+                .map_or_else(|| Ok(SandboxRanges::default()), |nets| SandboxRanges::new(&nets))?,
         };
         settings.check()
     }

@@ -1,10 +1,11 @@
 //! The live connections: each has a guard; dropping the guard counts it, logs it and forgets it. Never decides anything.
 //!
-//! Written from the data path: a connection's guard touches its thread's own shard, so workers do not meet each other. Bytes are
-//! counted by the copy loops in [`ByteCounts`] alone; readers carry what was added since into the counters.
+//! Written from the data path: a connection's guard touches its thread's own shard, and the shard's own numbers, so workers do not
+//! meet each other. Bytes are counted by the copy loops in [`ByteCounts`] alone; readers carry what was added since into the counters.
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,9 @@ use std::time::{Instant, SystemTime};
 use mesh_core::model::{Service, SpiffeId, Workload};
 
 use super::access_log;
-use super::traffic::{Failures, Handshakes, Retries, Series, SeriesKey, Traffic, TunnelEnds};
+use super::labels::{HasParties, Present, SeriesKey};
+use super::tally::{Failures, Handshakes, Retries, Tallies, Tally, TunnelEnds};
+use super::traffic::{SHARDS, Sample, Series, Traffic};
 
 /// Which side of a connection this agent is on; Istio's `reporter` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -209,14 +212,16 @@ impl Live {
     }
 }
 
-/// How many shards the table has. Threads take them in turns, so with up to this many workers nobody shares one.
-const SHARDS: usize = 16;
+/// Combinations of parties that a shard remembers the series of; then it begins anew. Above what a busy node has.
+const REMEMBERED: usize = 8192;
 
+/// Threads take shards in turns, so with up to as many workers nobody shares one.
 #[derive(Debug, Default)]
 struct Shard {
     live: HashMap<u64, Arc<Live>>,
     series: HashMap<SeriesKey, Arc<Series>>,
     opened: u64,
+    tallies: Tallies,
 }
 
 /// One shard on cache lines of its own.
@@ -236,26 +241,31 @@ impl Padded {
 pub struct ConnectionLog {
     shards: [Padded; SHARDS],
     traffic: Traffic,
-    failures: Failures,
-    handshakes: Handshakes,
-    tunnel_ends: TunnelEnds,
-    retries: Retries,
 }
 
 impl ConnectionLog {
+    /// With room for so many label sets of the metrics.
+    #[cfg(test)]
+    fn with_label_sets(capacity: usize) -> Self {
+        Self {
+            traffic: Traffic::with_capacity(capacity),
+            ..Self::default()
+        }
+    }
+
     /// Enters a connection. It is counted as opened now; as closed, and logged, when the guard is dropped.
     pub fn open(self: &Arc<Self>, info: ConnectionInfo) -> Connection {
         let index = shard_of_this_thread();
         let mut shard = self.shards[index].lock();
-        let key = SeriesKey::of(&info);
-        let series = match shard.series.get(&key) {
-            Some(series) => series.clone(),
-            None => {
-                let series = self.traffic.resolve(&info);
-                shard.series.insert(key, series.clone());
-                series
+        let known = shard.series.get(&info as &dyn HasParties).cloned();
+        let series = known.unwrap_or_else(|| {
+            let series = self.traffic.resolve(&info, index);
+            if shard.series.len() >= REMEMBERED {
+                shard.series.clear();
             }
-        };
+            shard.series.insert(SeriesKey::of(&info), series.clone());
+            series
+        });
         series.opened();
         shard.opened += 1;
         let live = Arc::new(Live {
@@ -278,22 +288,36 @@ impl ConnectionLog {
 
     /// Counts a finished handshake, or a failed one by reason (a short fixed word).
     pub fn handshake(&self, role: HandshakeRole, outcome: Result<(), &'static str>) {
-        self.handshakes.count(role, outcome);
+        self.mine().tallies.handshakes.count((role, outcome.err()));
     }
 
     /// Counts a tunnel connection that ended other than in order, by reason (a short fixed word).
     pub fn tunnel_ended(&self, role: HandshakeRole, reason: &'static str) {
-        self.tunnel_ends.count(role, reason);
+        self.mine().tallies.tunnel_ends.count((role, reason));
     }
 
     /// Counts a stream that was tried again because the peer had not processed it; `reason` is a short fixed word.
     pub fn retried(&self, reason: &'static str) {
-        self.retries.count(reason);
+        self.mine().tallies.retries.count(reason);
+    }
+
+    /// The shard of this thread.
+    fn mine(&self) -> MutexGuard<'_, Shard> {
+        self.shards[shard_of_this_thread()].lock()
+    }
+
+    /// The tallies of all shards put together.
+    fn tallied<K: Copy + Eq + Hash>(&self, which: impl Fn(&Tallies) -> &Tally<K>) -> Tally<K> {
+        let mut all = Tally::default();
+        for shard in &self.shards {
+            all.add(which(&shard.lock().tallies));
+        }
+        all
     }
 
     /// The counters of retries, for the registry.
-    pub fn retries(&self) -> &Retries {
-        &self.retries
+    pub fn retries(&self) -> Retries {
+        self.tallied(|tallies| &tallies.retries)
     }
 
     /// The live connections, the oldest first within a shard. Takes each shard's lock for as long as it takes to copy its list.
@@ -327,44 +351,53 @@ impl ConnectionLog {
         }
     }
 
-    /// Forgets label sets of workloads that are gone. `current` says whether this very workload value is in the snapshot in force; a
-    /// label set that nothing refers to any more is kept for [`super::traffic::GRACE`] so that its last values get scraped.
-    pub fn forget_gone(&self, current: impl Fn(&Arc<Workload>) -> bool, now: Instant) {
+    /// Forgets the label sets that nobody of `present`, who are in the snapshot in force, bears any more: not at once, but when their
+    /// last values have had time to be scraped ([`super::traffic::GRACE`]).
+    pub fn forget_gone(&self, present: &Present<'_>, now: Instant) {
         for shard in &self.shards {
-            shard.lock().series.retain(|key, _| key.workloads().all(&current));
+            shard.lock().series.retain(|key, _| present.holds(key));
         }
-        self.traffic.expire(now);
+        self.traffic.expire(present, now);
     }
 
-    /// The traffic counters, for the registry.
+    /// What a scrape shows of the traffic, live connections included.
+    pub fn scrape(&self) -> Vec<Sample> {
+        self.carry_bytes();
+        let samples = self.traffic.samples();
+        self.traffic.scraped();
+        samples
+    }
+
+    /// The traffic counters.
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
     /// The counters of failures, for the registry.
-    pub fn failures(&self) -> &Failures {
-        &self.failures
+    pub fn failures(&self) -> Failures {
+        self.tallied(|tallies| &tallies.failures)
     }
 
     /// The counters of handshakes, for the registry.
-    pub fn handshakes(&self) -> &Handshakes {
-        &self.handshakes
+    pub fn handshakes(&self) -> Handshakes {
+        self.tallied(|tallies| &tallies.handshakes)
     }
 
     /// The counters of tunnel connections that ended other than in order, for the registry.
-    pub fn tunnel_ends(&self) -> &TunnelEnds {
-        &self.tunnel_ends
+    pub fn tunnel_ends(&self) -> TunnelEnds {
+        self.tallied(|tallies| &tallies.tunnel_ends)
     }
 
     fn close(&self, live: &Live, failure: Option<&Failure>) {
         let index = (live.id % SHARDS as u64) as usize;
-        self.shards[index].lock().live.remove(&live.id);
+        let mut shard = self.shards[index].lock();
+        shard.live.remove(&live.id);
+        if let Some(Failure { flag, reason, .. }) = failure {
+            shard.tallies.failures.count((live.info.reporter, *flag, reason));
+        }
+        drop(shard);
         live.carry();
         live.series.closed(failure.map(|failure| failure.flag));
-        if let Some(failure) = failure {
-            self.failures
-                .count(live.info.reporter, failure.flag, failure.reason);
-        }
         access_log::write(live, failure);
     }
 }

@@ -14,7 +14,7 @@ use crate::affinity::AffinityStatus;
 use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
 use super::serve::Server;
-use super::traffic::Sample;
+use super::traffic::{Room, Sample};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -136,8 +136,8 @@ impl Collector for Pulled {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.log.carry_bytes();
-        let mut families = tcp(&self.log.traffic().samples());
+        let mut families = tcp(&self.log.scrape());
+        families.extend(room(self.log.traffic().room()));
         families.extend(outcomes(&self.log));
         families.extend(agent(&(self.readings)()));
         families.extend(
@@ -252,6 +252,22 @@ fn tcp(samples: &[Sample]) -> Vec<MetricFamily> {
             "istio_tcp_sent_bytes_total",
             "Bytes that servers sent to clients, live connections included.",
             |s| s.sent,
+        ),
+    ]
+}
+
+fn room(room: Room) -> [MetricFamily; 2] {
+    let one = |n: u64| vec![Row::new(n as f64)];
+    [
+        Kind::Gauge.family(
+            "mesh_agent_label_sets",
+            "Label sets of the TCP metrics; there is room for 10000.",
+            one(room.used as u64),
+        ),
+        Kind::Counter.family(
+            "mesh_agent_label_set_overflows_total",
+            "Label sets that found no room, so that their connections are counted under \"other\".",
+            one(room.overflows),
         ),
     ]
 }

@@ -3,11 +3,13 @@
 mod access_log;
 pub mod connections;
 pub mod http;
+pub mod labels;
 pub mod logging;
 pub mod metrics;
 mod process;
 pub mod readiness;
 pub mod serve;
+pub mod tally;
 pub mod traffic;
 
 /// What stands in labels and logs where nothing is known.

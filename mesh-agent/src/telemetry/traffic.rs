@@ -1,206 +1,38 @@
-//! The counters over connections and their label sets: Istio's TCP metrics, and ours for failures and handshakes.
+//! The counters over connections by label set: Istio's TCP metrics.
 //!
-//! A label set is resolved once per combination of source, destination, service and identities, then shared: events are additions to
-//! atomic numbers. Label sets of workloads that are gone expire after [`GRACE`].
+//! A label set has a series for each shard of the connection table, so that workers do not write to the same memory; they are added
+//! up at the scrape. A series is resolved once per combination of parties and shard; from then on, to count is to add to an atomic
+//! number that is nobody else's.
+//!
+//! Label sets that nobody bears any more expire. There are at most [`MAX_LABEL_SETS`]; connections beyond them share one per reporter.
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mesh_core::model::{Service, SpiffeId, Workload};
+use super::connections::{ConnectionInfo, ResponseFlag};
+use super::labels::{LabelSet, Present};
 
-use super::UNKNOWN;
-use super::connections::{ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security};
-
-/// How long the counters of a label set stay after the last workload and connection that used it is gone.
+/// How long the counters of a label set stay after the last workload and connection that used it is gone; longer while not
+/// [`SCRAPES`] have shown the last values.
 pub const GRACE: Duration = Duration::from_secs(600);
 
-/// The value of `source_cluster` and `destination_cluster` where none is configured, as in Istio.
-pub const DEFAULT_CLUSTER: &str = "Kubernetes";
+/// How many scrapes are to have shown the last values of a label set before it expires.
+pub const SCRAPES: u64 = 2;
 
-/// Number of labels of a TCP series.
-const LABELS: usize = 22;
+/// How long it stays where nobody scrapes.
+pub const UNSCRAPED: Duration = Duration::from_secs(3600);
 
-/// The label names of the TCP metrics, in the order of [`LabelSet`]. `response_flags` comes behind them.
-pub(super) const LABEL_NAMES: [&str; LABELS] = [
-    "reporter",
-    "source_workload",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "destination_workload",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_cluster",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_service",
-    "destination_service_name",
-    "destination_service_namespace",
-    "request_protocol",
-    "connection_security_policy",
-];
+/// Label sets at most, beside those of the connections that found no room.
+pub const MAX_LABEL_SETS: usize = 10_000;
 
-/// The values of [`LABEL_NAMES`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LabelSet([Arc<str>; LABELS]);
+/// How many shards there are; see `connections`.
+pub(super) const SHARDS: usize = 16;
 
-impl LabelSet {
-    /// The labels of a connection.
-    fn of(info: &ConnectionInfo) -> Self {
-        let reporter = info.reporter.as_str();
-        let source = Party::of(info.source.as_deref(), info.source_identity.as_ref());
-        let destination = Party::of(info.destination.as_deref(), info.destination_identity.as_ref());
-        let [service, service_name, service_namespace] = match info.service.as_deref() {
-            Some(Service { hostname, name, .. }) => [hostname.as_str(), &*name.name, &*name.namespace],
-            None => [UNKNOWN; 3],
-        };
-        let security = match (info.reporter, info.security) {
-            (Reporter::Source, _) => UNKNOWN,
-            (Reporter::Destination, Security::MutualTls) => "mutual_tls",
-            (Reporter::Destination, Security::None) => "none",
-        };
-        let [s0, s1, s2, s3, s4, s5, s6, s7] = source.labels();
-        let [d0, d1, d2, d3, d4, d5, d6, d7] = destination.labels();
-        Self(
-            [
-                reporter,
-                s0,
-                s1,
-                s2,
-                s3,
-                s4,
-                s5,
-                s6,
-                s7,
-                d0,
-                d1,
-                d2,
-                d3,
-                d4,
-                d5,
-                d6,
-                d7,
-                service,
-                service_name,
-                service_namespace,
-                "tcp",
-                security,
-            ]
-            .map(Arc::from),
-        )
-    }
-
-    /// Names and values.
-    pub(super) fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        LABEL_NAMES.into_iter().zip(self.0.iter().map(|value| &**value))
-    }
-}
-
-/// One side of a connection.
-struct Party<'a> {
-    workload: Option<&'a Workload>,
-    principal: Option<String>,
-}
-
-impl<'a> Party<'a> {
-    fn of(workload: Option<&'a Workload>, identity: Option<&SpiffeId>) -> Self {
-        Self {
-            workload,
-            principal: identity.map(SpiffeId::to_string),
-        }
-    }
-
-    /// Workload, namespace, principal, app, version, cluster, canonical service, canonical revision.
-    fn labels(&self) -> [&str; 8] {
-        let principal = self.principal.as_deref().unwrap_or(UNKNOWN);
-        let Some(workload) = self.workload else {
-            let mut labels = [UNKNOWN; 8];
-            labels[2] = principal;
-            return labels;
-        };
-        let label = |key| workload.labels.get(key).map(String::as_str);
-        [
-            &workload.owner.name,
-            &workload.namespace,
-            principal,
-            label("app").unwrap_or_else(|| workload.canonical_name()),
-            label("version").unwrap_or_else(|| workload.canonical_revision()),
-            DEFAULT_CLUSTER,
-            workload.canonical_name(),
-            workload.canonical_revision(),
-        ]
-    }
-}
-
-/// What a label set is resolved from. Compares workloads and services by their place in memory: it holds them, so a place is not used
-/// again, and a workload whose labels changed is another value.
-#[derive(Debug)]
-pub(super) struct SeriesKey {
-    reporter: Reporter,
-    security: Security,
-    source: Option<Arc<Workload>>,
-    source_identity: Option<SpiffeId>,
-    destination: Option<Arc<Workload>>,
-    destination_identity: Option<SpiffeId>,
-    service: Option<Arc<Service>>,
-}
-
-impl SeriesKey {
-    pub(super) fn of(info: &ConnectionInfo) -> Self {
-        Self {
-            reporter: info.reporter,
-            security: info.security,
-            source: info.source.clone(),
-            source_identity: info.source_identity.clone(),
-            destination: info.destination.clone(),
-            destination_identity: info.destination_identity.clone(),
-            service: info.service.clone(),
-        }
-    }
-
-    /// The workloads it holds.
-    pub(super) fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.source.iter().chain(self.destination.iter())
-    }
-
-    fn comparable(&self) -> impl Hash + Eq + '_ {
-        (
-            self.reporter,
-            self.security,
-            self.source.as_ref().map(Arc::as_ptr),
-            &self.source_identity,
-            self.destination.as_ref().map(Arc::as_ptr),
-            &self.destination_identity,
-            self.service.as_ref().map(Arc::as_ptr),
-        )
-    }
-}
-
-impl PartialEq for SeriesKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.comparable() == other.comparable()
-    }
-}
-
-impl Eq for SeriesKey {}
-
-impl Hash for SeriesKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.comparable().hash(state);
-    }
-}
-
-/// The numbers of one label set.
+/// The numbers of one label set in one shard, on cache lines of their own.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(super) struct Series {
     opened: AtomicU64,
     /// Without a flag first, then by [`ResponseFlag::ALL`].
@@ -235,7 +67,7 @@ impl Series {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// The labels.
-    pub labels: LabelSet,
+    pub labels: Arc<LabelSet>,
     /// Connections opened.
     pub opened: u64,
     /// Connections closed, by flag (`None`: without failure); only those above zero.
@@ -246,122 +78,184 @@ pub struct Sample {
     pub sent: u64,
 }
 
+impl Sample {
+    fn of(labels: Arc<LabelSet>, shards: &[Arc<Series>]) -> Self {
+        let sum = |count: &dyn Fn(&Series) -> u64| shards.iter().map(|series| count(series)).sum::<u64>();
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let flags = std::iter::once(None).chain(ResponseFlag::ALL.map(Some));
+        let closed = flags.enumerate().map(|(i, flag)| {
+            let of = |series: &Series| series.closed.get(i).map_or(0, load);
+            (flag, sum(&of))
+        });
+        Self {
+            labels,
+            opened: sum(&|series| load(&series.opened)),
+            closed: closed.filter(|(_, n)| *n > 0).collect(),
+            received: sum(&|series| load(&series.received)),
+            sent: sum(&|series| load(&series.sent)),
+        }
+    }
+}
+
+/// How full the table of label sets is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Label sets with numbers of their own.
+    pub used: usize,
+    /// How many there may be.
+    pub capacity: usize,
+    /// How many times a label set found no room since the start: a count of label sets and shards, not of connections.
+    pub overflows: u64,
+}
+
+/// A label set that nothing has used since this moment, and after so many scrapes.
+#[derive(Clone, Copy, Debug)]
+struct Unused {
+    since: Instant,
+    scrapes: u64,
+}
+
 #[derive(Debug, Default)]
 struct Entry {
-    series: Arc<Series>,
-    /// Since when nothing refers to the series but this entry.
-    alone_since: Option<Instant>,
+    shards: [Option<Arc<Series>>; SHARDS],
+    /// It is shared by those that found no room, and stays.
+    shared: bool,
+    unused: Option<Unused>,
+}
+
+impl Entry {
+    fn series(&self) -> impl Iterator<Item = &Arc<Series>> {
+        self.shards.iter().flatten()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Sets {
+    by_labels: HashMap<Arc<LabelSet>, Entry>,
+    /// How many of them are shared.
+    shared: usize,
+}
+
+impl Sets {
+    /// How many label sets have numbers of their own.
+    fn own(&self) -> usize {
+        self.by_labels.len() - self.shared
+    }
 }
 
 /// The TCP counters by label set.
-#[derive(Debug, Default)]
-pub struct Traffic(Mutex<HashMap<LabelSet, Entry>>);
+#[derive(Debug)]
+pub struct Traffic {
+    sets: Mutex<Sets>,
+    capacity: usize,
+    overflows: AtomicU64,
+    scrapes: AtomicU64,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self::with_capacity(MAX_LABEL_SETS)
+    }
+}
 
 impl Traffic {
-    /// The series of a connection. Called once per combination of parties and shard: takes a lock.
-    pub(super) fn resolve(&self, info: &ConnectionInfo) -> Arc<Series> {
-        let mut map = locked(&self.0);
-        let entry = map.entry(LabelSet::of(info)).or_default();
-        entry.alone_since = None;
-        entry.series.clone()
+    /// Room for so many label sets.
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        Self {
+            sets: Mutex::default(),
+            capacity,
+            overflows: AtomicU64::new(0),
+            scrapes: AtomicU64::new(0),
+        }
+    }
+
+    /// The series of a connection in a shard. Called once per combination of parties and shard: takes a lock.
+    pub(super) fn resolve(&self, info: &ConnectionInfo, shard: usize) -> Arc<Series> {
+        let mut labels = LabelSet::of(info);
+        let mut sets = self.locked();
+        let room = sets.own() < self.capacity || sets.by_labels.contains_key(&labels);
+        if !room {
+            self.overflowed(&labels);
+            labels = LabelSet::other(info.reporter);
+            sets.shared += usize::from(!sets.by_labels.contains_key(&labels));
+        }
+        let entry = sets.by_labels.entry(Arc::new(labels)).or_default();
+        entry.shared = !room;
+        entry.unused = None;
+        match entry.shards.get_mut(shard) {
+            Some(series) => series.get_or_insert_default().clone(),
+            None => Arc::default(),
+        }
+    }
+
+    /// Counts a label set without room; says so, ever more rarely.
+    fn overflowed(&self, labels: &LabelSet) {
+        let before = self.overflows.fetch_add(1, Ordering::Relaxed);
+        if (before + 1).is_power_of_two() {
+            let labels: Vec<_> = labels
+                .pairs()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            tracing::warn!(
+                capacity = self.capacity,
+                overflows = before + 1,
+                example = labels.join(" "),
+                "the TCP metrics have no room for more label sets: further connections are counted under \"other\" until others expire \
+                 (do pods carry labels app or version that are unique to each?)"
+            );
+        }
     }
 
     /// All label sets with their numbers, in no order.
     pub fn samples(&self) -> Vec<Sample> {
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let flags = || std::iter::once(None).chain(ResponseFlag::ALL.map(Some));
-        locked(&self.0)
+        let copied: Vec<_> = self
+            .locked()
+            .by_labels
             .iter()
-            .map(|(labels, Entry { series, .. })| Sample {
-                labels: labels.clone(),
-                opened: load(&series.opened),
-                closed: flags()
-                    .zip(series.closed.iter().map(load))
-                    .filter(|(_, n)| *n > 0)
-                    .collect(),
-                received: load(&series.received),
-                sent: load(&series.sent),
-            })
+            .map(|(labels, entry)| (labels.clone(), entry.series().cloned().collect::<Vec<_>>()))
+            .collect();
+        copied
+            .into_iter()
+            .map(|(labels, shards)| Sample::of(labels, &shards))
             .collect()
     }
 
-    /// Drops the series that nothing has referred to for [`GRACE`].
-    pub(super) fn expire(&self, now: Instant) {
-        locked(&self.0).retain(|_, entry| {
-            // References are given out under this lock only, so a count of one cannot grow meanwhile.
-            if Arc::strong_count(&entry.series) > 1 {
-                entry.alone_since = None;
+    /// A scraper has seen all values.
+    pub(super) fn scraped(&self) {
+        self.scrapes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How full it is.
+    pub fn room(&self) -> Room {
+        Room {
+            used: self.locked().own(),
+            capacity: self.capacity,
+            overflows: self.overflows.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Drops the label sets that nobody of `present` has borne, and no connection used, for long enough.
+    pub(super) fn expire(&self, present: &Present<'_>, now: Instant) {
+        let scrapes = self.scrapes.load(Ordering::Relaxed);
+        self.locked().by_labels.retain(|labels, entry| {
+            // References are given out under this lock, or copied for a moment: a count of one cannot hide a user.
+            if entry.shared || entry.series().any(|series| Arc::strong_count(series) > 1) {
                 return true;
             }
-            let since = *entry.alone_since.get_or_insert(now);
-            now.saturating_duration_since(since) < GRACE
+            if present.bears(labels) {
+                entry.unused = None;
+                return true;
+            }
+            let unused = *entry.unused.get_or_insert(Unused { since: now, scrapes });
+            let age = now.saturating_duration_since(unused.since);
+            age < GRACE || (scrapes - unused.scrapes < SCRAPES && age < UNSCRAPED)
         });
     }
-}
 
-/// Failed connections by reporter, flag and reason.
-#[derive(Debug, Default)]
-pub struct Failures(Mutex<HashMap<(Reporter, ResponseFlag, &'static str), u64>>);
-
-impl Failures {
-    pub(super) fn count(&self, reporter: Reporter, flag: ResponseFlag, reason: &'static str) {
-        *locked(&self.0).entry((reporter, flag, reason)).or_default() += 1;
+    /// A panic elsewhere cannot leave the map half-changed: every change is one step, and a wrong `shared` only moves the limit.
+    fn locked(&self) -> MutexGuard<'_, Sets> {
+        self.sets.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The counts, in no order.
-    pub fn counts(&self) -> Vec<((Reporter, ResponseFlag, &'static str), u64)> {
-        locked(&self.0).iter().map(|(key, n)| (*key, *n)).collect()
-    }
-}
-
-/// TLS handshakes by role and outcome.
-#[derive(Debug, Default)]
-pub struct Handshakes(Mutex<HashMap<(HandshakeRole, Option<&'static str>), u64>>);
-
-impl Handshakes {
-    pub(super) fn count(&self, role: HandshakeRole, outcome: Result<(), &'static str>) {
-        *locked(&self.0).entry((role, outcome.err())).or_default() += 1;
-    }
-
-    /// The counts by role and reason of failure (`None`: succeeded), in no order.
-    pub fn counts(&self) -> Vec<((HandshakeRole, Option<&'static str>), u64)> {
-        locked(&self.0).iter().map(|(key, n)| (*key, *n)).collect()
-    }
-}
-
-/// Tunnel connections that ended other than in order, by role and reason.
-#[derive(Debug, Default)]
-pub struct TunnelEnds(Mutex<HashMap<(HandshakeRole, &'static str), u64>>);
-
-impl TunnelEnds {
-    pub(super) fn count(&self, role: HandshakeRole, reason: &'static str) {
-        *locked(&self.0).entry((role, reason)).or_default() += 1;
-    }
-
-    /// The counts, in no order.
-    pub fn counts(&self) -> Vec<((HandshakeRole, &'static str), u64)> {
-        locked(&self.0).iter().map(|(key, n)| (*key, *n)).collect()
-    }
-}
-
-/// Streams that were tried again on another tunnel connection, by reason.
-#[derive(Debug, Default)]
-pub struct Retries(Mutex<HashMap<&'static str, u64>>);
-
-impl Retries {
-    pub(super) fn count(&self, reason: &'static str) {
-        *locked(&self.0).entry(reason).or_default() += 1;
-    }
-
-    /// The counts, in no order.
-    pub fn counts(&self) -> Vec<(&'static str, u64)> {
-        locked(&self.0).iter().map(|(key, n)| (*key, *n)).collect()
-    }
-}
-
-/// A panic elsewhere cannot leave these maps half-changed: every change is one step.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -42,19 +42,28 @@ pub fn baggage(source: &Workload) -> Option<HeaderValue> {
     HeaderValue::try_from(value).ok()
 }
 
-/// The client's address out of a `forwarded` header: `for` of its first element, where that is an address with a port.
-pub fn forwarded_client(value: &[u8]) -> Option<SocketAddr> {
+/// A parameter of the first element of a `forwarded` header, without its quotes.
+fn parameter<'v>(value: &'v [u8], wanted: &str) -> Option<&'v str> {
     let text = std::str::from_utf8(value).ok()?;
     let first = text.split(',').next()?;
-    let node = first.split(';').find_map(|pair| {
+    let value = first.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then(|| value.trim())
+        name.trim().eq_ignore_ascii_case(wanted).then(|| value.trim())
     })?;
-    let node = node
+    value
         .strip_prefix('"')
-        .map_or(Some(node), |rest| rest.strip_suffix('"'))?;
-    let address: SocketAddr = node.parse().ok()?;
+        .map_or(Some(value), |rest| rest.strip_suffix('"'))
+}
+
+/// The client's address out of a `forwarded` header: `for` of its first element, where that is an address with a port.
+pub fn forwarded_client(value: &[u8]) -> Option<SocketAddr> {
+    let address: SocketAddr = parameter(value, "for")?.parse().ok()?;
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+/// The service that the client addressed, out of a `forwarded` header: a hint.
+pub fn forwarded_host(value: &[u8]) -> Option<&str> {
+    parameter(value, "host")
 }
 
 /// The client as an application is to see it: always the address that the tunnel really comes from; the port that the peer reports if it
@@ -80,6 +89,7 @@ mod tests {
             for service in [None, Some("payment.shop.svc.cluster.local")] {
                 let value = forwarded(client, service).unwrap();
                 assert_eq!(forwarded_client(value.as_bytes()), Some(client), "{value:?}");
+                assert_eq!(forwarded_host(value.as_bytes()), service, "{value:?}");
             }
         }
         let client = "198.18.0.1:47228".parse().unwrap();
@@ -122,6 +132,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes: Vec<u8>) {
             let _ = forwarded_client(&bytes);
+            let _ = forwarded_host(&bytes);
         }
 
         #[test]

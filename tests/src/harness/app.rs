@@ -225,7 +225,10 @@ fn report(output: &Output) -> Result<Report> {
 }
 
 /// The path of `mesh-testapp`.
-pub(super) fn testapp() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not built.
+pub fn testapp() -> Result<PathBuf> {
     binary("mesh-testapp", "cargo build -p mesh-tests --bins")
 }
 

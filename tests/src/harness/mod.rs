@@ -21,7 +21,7 @@ mod scene;
 mod world;
 
 pub use agent::{Agent, AgentBuilder, Metrics, agent_binary};
-pub use app::{App, AppEvent, Report, Running};
+pub use app::{App, AppEvent, Report, Running, testapp};
 pub use capture::{Capture, Captured, Segment};
 pub use certs::{Leaf, TestCa};
 pub use cgroup::{Cgroup, cgroup2_mount};

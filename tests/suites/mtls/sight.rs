@@ -51,6 +51,78 @@ fn the_metrics_of_both_agents_equal_what_the_clients_counted() -> Result<()> {
     Ok(())
 }
 
+/// Requests and answers of different lengths, so that the two cannot be mistaken for each other; every label at both ends.
+#[test]
+fn request_bytes_are_received_and_answers_sent_and_each_end_names_the_other_and_the_service() -> Result<()> {
+    let scene = Scene::start("g")?;
+    scene.change(|config| {
+        let mut far = scene.far.spec();
+        far.labels.push(("version".to_owned(), "v7".to_owned()));
+        config.pod(&far)
+    })?;
+    scene.wait_captured()?;
+    let (request, answer) = (30_011, 170_003);
+    let _far = App::serve(&scene.far, "bulk", 8080, &["--bytes", &answer.to_string()])?;
+    let report = scene
+        .client
+        .connect(WEB4, 80, "bulk", &["--bytes", &request.to_string()])?;
+    assert_eq!((report.sent, report.received), (request, answer), "{report:?}");
+    for (agent, reporter, security) in [
+        (&scene.a1, "source", "unknown"),
+        (scene.a2(), "destination", "mutual_tls"),
+    ] {
+        wait_for(
+            &format!("the counters of the {reporter}"),
+            Duration::from_secs(5),
+            || {
+                let metrics = agent.metrics()?;
+                let labels = [
+                    ("reporter", reporter),
+                    ("source_workload", "client"),
+                    ("source_workload_namespace", MESH),
+                    ("source_principal", &id(MESH, "client")),
+                    ("source_app", "client"),
+                    ("source_version", "latest"),
+                    ("source_cluster", "Kubernetes"),
+                    ("source_canonical_service", "client"),
+                    ("source_canonical_revision", "latest"),
+                    ("destination_workload", "far"),
+                    ("destination_workload_namespace", MESH),
+                    ("destination_principal", &id(MESH, "far")),
+                    ("destination_app", "far"),
+                    ("destination_version", "v7"),
+                    ("destination_cluster", "Kubernetes"),
+                    ("destination_canonical_service", "far"),
+                    ("destination_canonical_revision", "v7"),
+                    ("destination_service", "web.mesh.svc.cluster.local"),
+                    ("destination_service_name", "web"),
+                    ("destination_service_namespace", MESH),
+                    ("request_protocol", "tcp"),
+                    ("connection_security_policy", security),
+                    ("response_flags", "-"),
+                ];
+                let all = |name: &str| metrics.sum(&format!("istio_tcp_{name}_total"), &[]);
+                let ours = |name: &str| metrics.sum(&format!("istio_tcp_{name}_total"), &labels);
+                for (name, expected) in [
+                    ("connections_opened", 1.0),
+                    ("connections_closed", 1.0),
+                    ("received_bytes", request as f64),
+                    ("sent_bytes", answer as f64),
+                ] {
+                    let seen = [ours(name), all(name)];
+                    ensure!(
+                        seen == [expected, expected],
+                        "{name}: {seen:?}\n{}",
+                        metrics.show("istio_tcp")
+                    );
+                }
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
 #[test]
 fn each_connection_has_one_access_log_line_at_each_end() -> Result<()> {
     let scene = Scene::start("g")?;

@@ -39,7 +39,12 @@ pub(super) fn look_programs() -> Result<String, Missing> {
 
 /// Installs the packages of the missing ones.
 pub(super) fn install_programs() -> Result<()> {
-    install(&packages_missing(PROGRAMS))
+    install_missing(PROGRAMS)
+}
+
+/// Installs the packages of those that are missing.
+pub(super) fn install_missing(programs: &[(&str, &'static str)]) -> Result<()> {
+    install(&packages_missing(programs))
 }
 
 /// Looks for rustfmt, clippy and a C compiler.
@@ -71,7 +76,8 @@ pub(super) fn install_rust(project: &Project) -> Result<()> {
     Ok(())
 }
 
-fn look_for(programs: &[(&str, &'static str)]) -> Result<String, Missing> {
+/// Looks for programs, given with their packages.
+pub(super) fn look_for(programs: &[(&str, &'static str)]) -> Result<String, Missing> {
     let missing: Vec<&str> = programs
         .iter()
         .filter(|(program, _)| run::which(program).is_none())

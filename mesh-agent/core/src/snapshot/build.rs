@@ -57,6 +57,10 @@ impl Snapshot {
             &addresses,
             &mut builder.remarks,
         );
+        let is_local = |workload: &Arc<Workload>| workload.node == settings.node_name;
+        let by_endpoint = fronts::by_endpoint(&services, |address| {
+            addresses.by_address.get(&address).is_some_and(is_local)
+        });
         builder.remarks.extend(addresses.remarks);
         Self {
             version,
@@ -71,6 +75,7 @@ impl Snapshot {
                 .collect(),
             by_vip,
             by_external,
+            by_endpoint,
             zones,
             peer_authentications: policies.in_force().cloned().collect(),
             contested: addresses.contested,

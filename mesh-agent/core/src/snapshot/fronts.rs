@@ -28,6 +28,27 @@ pub(super) fn by_vip(services: &[Arc<Service>], remarks: &mut Vec<Remark>) -> Ha
     by_vip
 }
 
+/// Services by the addresses and ports of their endpoints on workloads that `local` picks; `services` come sorted by name, and so are
+/// those of an endpoint.
+pub(super) fn by_endpoint(
+    services: &[Arc<Service>],
+    local: impl Fn(IpAddr) -> bool,
+) -> HashMap<SocketAddr, Vec<Arc<Service>>> {
+    let mut found: HashMap<SocketAddr, Vec<Arc<Service>>> = HashMap::new();
+    for service in services {
+        let endpoints = service.endpoints.values().flatten();
+        for address in endpoints.map(|endpoint| endpoint.address) {
+            if local(address.ip()) {
+                let behind = found.entry(address).or_default();
+                if !behind.iter().any(|known| Arc::ptr_eq(known, service)) {
+                    behind.push(service.clone());
+                }
+            }
+        }
+    }
+    found
+}
+
 /// Services by external address and port; `services` come the oldest first, and the first one keeps what several claim. An address of
 /// a pod, of a node, or a ClusterIP leads there and to no service that only names it: nobody takes over others' traffic that way.
 pub(super) fn by_external(

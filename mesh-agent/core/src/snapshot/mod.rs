@@ -51,6 +51,8 @@ pub struct Snapshot {
     pub(crate) by_vip: HashMap<IpAddr, Arc<Service>>,
     /// By the addresses that services have beside ClusterIPs, and their ports. Holds no address of a pod, a node, or a ClusterIP.
     pub(crate) by_external: HashMap<SocketAddr, Arc<Service>>,
+    /// By the addresses of endpoints on this node, sorted by name.
+    pub(crate) by_endpoint: HashMap<SocketAddr, Vec<Arc<Service>>>,
     /// The zones of nodes, where known.
     pub(crate) zones: HashMap<Arc<str>, Arc<str>>,
     pub(crate) peer_authentications: Vec<PeerAuthentication>,
@@ -93,6 +95,7 @@ impl Snapshot {
             services: HashMap::new(),
             by_vip: HashMap::new(),
             by_external: HashMap::new(),
+            by_endpoint: HashMap::new(),
             zones: HashMap::new(),
             peer_authentications: Vec::new(),
             contested: HashMap::new(),
@@ -146,6 +149,21 @@ impl Snapshot {
     /// The service that has this address and port beside its ClusterIPs.
     pub fn service_by_external(&self, address: SocketAddr) -> Option<&Arc<Service>> {
         self.by_external.get(&address)
+    }
+
+    /// The service that a client of the application at `address`, on this node, most likely asked for: the one called `hostname`, where
+    /// the client names one that has this endpoint; otherwise the first by name, those with a ClusterIP before headless ones. For
+    /// metrics and logs; no decision may rest on it.
+    pub fn service_behind(&self, address: SocketAddr, hostname: Option<&str>) -> Option<&Arc<Service>> {
+        let behind = self.by_endpoint.get(&address)?;
+        let named = |service: &&Arc<Service>| hostname.is_some_and(|name| service.hostname == name);
+        let usual = |service: &&Arc<Service>| !service.vips.is_empty();
+        let mut found = behind.iter();
+        found
+            .clone()
+            .find(named)
+            .or_else(|| found.find(usual))
+            .or_else(|| behind.first())
     }
 
     /// The zone that the node `name` stands in, where known.

@@ -544,3 +544,42 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_server_takes_its_clients_for_those_of_the_service_they_name_if_it_is_one_of_its_own() {
+    let service = |name: &str, ip: &str, app: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{clusterIP: {ip}, selector: {{app: {app}}}, ports: [{{port: 80, targetPort: 8080}}]}}\n"
+        )
+    };
+    let at = |name: &str, node: &str, ip: &str| {
+        pod(
+            name,
+            &format!(", labels: {{app: {name}}}"),
+            &format!("spec: {{nodeName: {node}}}\nstatus: {{podIP: {ip}}}"),
+        )
+    };
+    let snapshot = build(
+        &[
+            at("a", "node-1", "198.18.0.1"),
+            at("b", "node-2", "198.18.0.2"),
+            service("a-headless", "None", "a"),
+            service("one", "198.19.0.1", "a"),
+            service("two", "198.19.0.2", "a"),
+            service("other", "198.19.0.3", "b"),
+        ]
+        .concat(),
+    );
+    let behind = |address: &str, hostname| {
+        let found = snapshot.service_behind(address.parse().unwrap(), hostname);
+        found.map(|service| service.name.name.to_string())
+    };
+    let two = Some("two.shop.svc.cluster.local");
+    assert_eq!(behind("198.18.0.1:8080", two).as_deref(), Some("two"));
+    assert_eq!(behind("198.18.0.1:8080", None).as_deref(), Some("one"));
+    let foreign = Some("other.shop.svc.cluster.local");
+    assert_eq!(behind("198.18.0.1:8080", foreign).as_deref(), Some("one"));
+    assert_eq!(behind("198.18.0.1:9090", two), None);
+    assert_eq!(behind("198.18.0.2:8080", foreign), None, "another node's server");
+}

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::admin::document::{
     Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionEntry, Connections,
-    OlderConnections, Status, Workloads,
+    OlderConnections, SandboxHost, Status, Workloads,
 };
 use crate::admin::{AdminServer, AdminSocket, View};
 use crate::telemetry::connections::tests::info;
@@ -72,6 +72,18 @@ impl View for Shown {
             sources: vec![],
             rejections: vec![],
             notices: vec![],
+        }
+    }
+
+    fn sandbox(&self) -> SandboxHost {
+        SandboxHost {
+            node: "n1".into(),
+            pid: 1,
+            netns: 1,
+            cgroup_root: "/sys/fs/cgroup".into(),
+            directory: "/run/mesh-agent/sandboxes/n1".into(),
+            ranges: Default::default(),
+            cluster_domain: "cluster.local".into(),
         }
     }
 }

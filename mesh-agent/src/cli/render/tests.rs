@@ -43,6 +43,7 @@ fn connection() -> ConnectionEntry {
 
 fn workload_entry(name: &str) -> WorkloadEntry {
     WorkloadEntry {
+        uid: "shop/order/u1".into(),
         namespace: "shop".into(),
         name: name.into(),
         node: "node-one".into(),

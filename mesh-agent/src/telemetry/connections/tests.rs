@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_core::model::{Enrolment, Owner, ServiceRef, WorkloadUid};
 
 use super::*;
-use crate::telemetry::traffic::GRACE;
+use crate::telemetry::traffic::{GRACE, SCRAPES, UNSCRAPED};
 
 fn identity(name: &str) -> SpiffeId {
     format!("spiffe://cluster.local/ns/shop/sa/{name}")
@@ -162,34 +162,164 @@ fn pods_of_one_deployment_share_a_label_set() {
     assert_eq!(only_sample(&log).opened, 2);
 }
 
+/// Lets `n` scrapes see the values.
+fn scrape(log: &ConnectionLog, n: u64) {
+    (0..n).for_each(|_| drop(log.scrape()));
+}
+
 #[test]
 fn label_sets_of_gone_workloads_expire_after_the_grace_time_and_not_while_connections_live() {
     let log = Arc::new(ConnectionLog::default());
     let connection = log.open(info(Reporter::Source));
     let start = Instant::now();
-    log.forget_gone(|_| false, start);
-    log.forget_gone(|_| false, start + GRACE);
+    let nobody = Present::default();
+    log.forget_gone(&nobody, start);
+    scrape(&log, SCRAPES);
+    log.forget_gone(&nobody, start + GRACE);
     assert_eq!(
         log.traffic().samples().len(),
         1,
         "a live connection keeps its labels"
     );
     drop(connection);
-    log.forget_gone(|_| false, start + GRACE);
-    log.forget_gone(|_| false, start + GRACE + GRACE - Duration::from_secs(1));
+    log.forget_gone(&nobody, start + GRACE);
+    scrape(&log, SCRAPES);
+    log.forget_gone(&nobody, start + GRACE + GRACE - Duration::from_secs(1));
     assert_eq!(log.traffic().samples().len(), 1, "within the grace time");
-    log.forget_gone(|_| false, start + GRACE + GRACE);
+    log.forget_gone(&nobody, start + GRACE + GRACE);
     assert!(log.traffic().samples().is_empty());
 }
 
 #[test]
-fn label_sets_of_present_workloads_never_expire() {
+fn last_values_wait_for_two_scrapes_but_not_for_ever() {
+    for (scrapes, after, left) in [
+        (SCRAPES - 1, GRACE, 1),
+        (SCRAPES, GRACE, 0),
+        (0, UNSCRAPED - Duration::from_secs(1), 1),
+        (0, UNSCRAPED, 0),
+    ] {
+        let log = Arc::new(ConnectionLog::default());
+        drop(log.open(info(Reporter::Source)));
+        scrape(&log, 7);
+        let start = Instant::now();
+        log.forget_gone(&Present::default(), start);
+        scrape(&log, scrapes);
+        log.forget_gone(&Present::default(), start + after);
+        let kept = log.traffic().samples().len();
+        assert_eq!(kept, left, "{scrapes} scrapes, {after:?}");
+    }
+}
+
+#[test]
+fn label_sets_of_present_workloads_never_expire_also_when_these_are_other_values_of_the_same_labels() {
     let log = Arc::new(ConnectionLog::default());
-    drop(log.open(info(Reporter::Source)));
+    let one = info(Reporter::Source);
+    drop(log.open(one.clone()));
     let start = Instant::now();
-    log.forget_gone(|_| true, start);
-    log.forget_gone(|_| true, start + GRACE * 10);
-    assert_eq!(log.traffic().samples().len(), 1);
+    let (order, payment) = (workload("order", 7), workload("payment", 8));
+    for workloads in [[&one.source, &one.destination], [&Some(order), &Some(payment)]] {
+        let present = Present::among(workloads.into_iter().flatten(), &one.service);
+        log.forget_gone(&present, start);
+        scrape(&log, SCRAPES);
+        log.forget_gone(&present, start + UNSCRAPED * 2);
+        assert_eq!(log.traffic().samples().len(), 1);
+    }
+}
+
+#[test]
+fn a_label_set_leaves_with_either_of_its_workloads_and_with_its_service() {
+    let one = info(Reporter::Source);
+    let none: Option<Arc<Service>> = None;
+    for (workloads, service) in [
+        (vec![&one.source], &one.service),
+        (vec![&one.destination], &one.service),
+        (vec![&one.source, &one.destination], &none),
+    ] {
+        let log = Arc::new(ConnectionLog::default());
+        drop(log.open(one.clone()));
+        let present = Present::among(workloads.into_iter().flatten(), service);
+        let start = Instant::now();
+        log.forget_gone(&present, start);
+        log.forget_gone(&present, start + UNSCRAPED);
+        assert!(log.traffic().samples().is_empty());
+    }
+}
+
+#[test]
+fn a_workload_that_comes_back_within_the_grace_time_goes_on_counting() {
+    let log = Arc::new(ConnectionLog::default());
+    let start = Instant::now();
+    drop(log.open(info(Reporter::Source)));
+    log.forget_gone(&Present::default(), start);
+    drop(log.open(info(Reporter::Source)));
+    scrape(&log, SCRAPES);
+    log.forget_gone(&Present::default(), start + GRACE);
+    assert_eq!(only_sample(&log).opened, 2);
+}
+
+#[test]
+fn label_sets_without_room_share_one_per_reporter_and_nothing_is_lost() {
+    let log = Arc::new(ConnectionLog::with_label_sets(3));
+    let of = |n: u8| ConnectionInfo {
+        source: Some(workload(&format!("order-{n}"), n)),
+        ..info(Reporter::Source)
+    };
+    for n in 0..10 {
+        let connection = log.open(of(n));
+        connection.counts().add_sent(5);
+    }
+    // Those that have room keep it, and those without do not take it later.
+    drop(log.open(of(0)));
+    drop(log.open(of(9)));
+    let samples = log.scrape();
+    let opened = |workload: &str| {
+        let mine = samples.iter().filter(|sample| {
+            sample
+                .labels
+                .pairs()
+                .any(|pair| pair == ("source_workload", workload))
+        });
+        mine.map(|sample| sample.opened).collect::<Vec<_>>()
+    };
+    assert_eq!(samples.len(), 4, "{samples:?}");
+    assert_eq!((opened("order-0"), opened("other")), (vec![2], vec![8]));
+    assert_eq!(samples.iter().map(|sample| sample.sent).sum::<u64>(), 50);
+    let room = log.traffic().room();
+    assert_eq!((room.used, room.capacity), (3, 3));
+    assert!(room.overflows >= 7, "{room:?}");
+    // Room that others leave is taken.
+    let start = Instant::now();
+    log.forget_gone(&Present::default(), start);
+    log.forget_gone(&Present::default(), start + UNSCRAPED);
+    drop(log.open(of(9)));
+    let room = log.traffic().room();
+    assert_eq!(room.used, 1, "the shared ones stay beside it: {room:?}");
+    assert_eq!(log.traffic().samples().len(), 2);
+}
+
+#[test]
+fn threads_count_in_numbers_of_their_own_which_a_scrape_adds_up() {
+    let log = Arc::new(ConnectionLog::default());
+    let one = info(Reporter::Source);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let connection = log.open(one.clone());
+                connection.counts().add_received(7);
+                log.retried("goaway");
+            });
+        }
+    });
+    let shards = log.shards.iter().filter(|shard| !shard.lock().series.is_empty());
+    let mut places: Vec<_> = shards
+        .flat_map(|shard| shard.lock().series.values().map(Arc::as_ptr).collect::<Vec<_>>())
+        .collect();
+    places.sort();
+    places.dedup();
+    assert_eq!(places.len(), 3, "each thread has its own");
+    let sample = only_sample(&log);
+    assert_eq!((sample.opened, sample.received), (3, 21));
+    assert_eq!(log.retries().counts(), [("goaway", 3)]);
 }
 
 #[derive(Clone, Default)]

@@ -117,6 +117,8 @@ fn readings_become_metrics() {
         "mesh_agent_affinity_sessions 12",
         "mesh_agent_affinity_evictions_total 4",
         "mesh_agent_connections 0",
+        "mesh_agent_label_sets 0",
+        "mesh_agent_label_set_overflows_total 0",
     ] {
         assert!(
             text.lines().any(|line| line == expected),
@@ -174,4 +176,57 @@ fn kernel_events_are_counted_by_kind_and_workload() {
         line(&text, "mesh_agent_bpf_debug_log "),
         "mesh_agent_bpf_debug_log 1"
     );
+}
+
+/// What Istio's documentation of its standard metrics lists for TCP, and what its dashboards ask for.
+#[test]
+fn names_types_and_labels_are_istios_and_no_others() {
+    let log = Arc::new(ConnectionLog::default());
+    let connection = log.open(info(Reporter::Source));
+    connection.counts().add_sent(1);
+    drop(connection);
+    let text = render(&log);
+    let party = [
+        "workload",
+        "workload_namespace",
+        "principal",
+        "app",
+        "version",
+        "cluster",
+        "canonical_service",
+        "canonical_revision",
+    ];
+    let mut expected: Vec<String> = ["source", "destination"]
+        .iter()
+        .flat_map(|side| party.iter().map(move |label| format!("{side}_{label}")))
+        .collect();
+    expected.extend(
+        [
+            "reporter",
+            "destination_service",
+            "destination_service_name",
+            "destination_service_namespace",
+            "request_protocol",
+            "connection_security_policy",
+            "response_flags",
+        ]
+        .map(str::to_owned),
+    );
+    expected.sort();
+    for name in [
+        "istio_tcp_connections_opened_total",
+        "istio_tcp_connections_closed_total",
+        "istio_tcp_sent_bytes_total",
+        "istio_tcp_received_bytes_total",
+    ] {
+        assert!(text.contains(&format!("# TYPE {name} counter\n")), "{text}");
+        let line = line(&text, &format!("{name}{{"));
+        let (_, labels) = line.split_once('{').unwrap();
+        let mut names: Vec<&str> = labels
+            .split(',')
+            .map(|pair| pair.split_once('=').unwrap().0)
+            .collect();
+        names.sort_unstable();
+        assert_eq!(names, expected, "{name}");
+    }
 }
