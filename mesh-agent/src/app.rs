@@ -8,8 +8,8 @@ mod certificates;
 mod checks;
 mod descriptors;
 mod live;
-mod succession;
 mod sandboxes;
+mod succession;
 mod view;
 
 use std::future::Future;
