@@ -1,6 +1,9 @@
 //! Outbound capture: `cgroup/connect4|6` rewrite the destination of a pod's connections to the pod's own address at a rewrite port,
 //! and `sockops` on the same cgroup hands the original destination over, keyed by the flow, before the SYN leaves.
 
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use mesh_common::{
@@ -9,7 +12,7 @@ use mesh_common::{
 };
 
 use crate::ctx::{self, Sock};
-use crate::debug;
+use crate::debug::{self, Line};
 use crate::events::{self, Flow};
 use crate::flow;
 use crate::maps::{
@@ -149,67 +152,78 @@ fn rewrite_port() -> u16 {
     }
 }
 
-/// `sockops`, TCP_CONNECT_CB: the socket has its local address and port, the SYN has not left (later is too late: with TCP Fast
-/// Open the agent may accept before the handshake ends).
-#[inline(always)]
-pub fn hand_over(ctx: &SockOpsContext) {
-    let Some(sock) = ctx::sock_ops_sock(ctx) else {
-        return;
-    };
-    let Some(stored) = ctx::stored(sock) else { return };
-    if stored.kind != PEER_DESTINATION || mutation::is_off(Mechanism::Handoff) {
-        return;
+/// `sockops` on a pod's cgroup.
+#[inline(never)]
+pub fn follow(ctx: &SockOpsContext) -> Option<Line> {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => hand_over(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => take_client(ctx),
+        BPF_SOCK_OPS_STATE_CB => state_changed(ctx),
+        _ => None,
     }
-    let key = flow::opened(ctx);
-    let value = Peer { kind: 0, ..stored };
-    if HANDOFF.insert(&key, &value, 0).is_err() {
-        // Without an entry sk_lookup does not steer: nobody listens on the rewrite port, the connection is refused.
-        events::report(Counter::HandoffFull, &Flow::of(&key, (stored.addr, stored.port)));
-        debug::sock_ops(ctx, &key, (stored.addr, stored.port), Counter::HandoffFull as u32);
-        return;
-    }
-    ctx::watch_state(ctx);
-    debug::sock_ops(ctx, &key, (stored.addr, stored.port), Outcome::HandedOver as u32);
 }
 
-/// `sockops`, STATE_CB of a socket that [`hand_over`] watches: forgets a hand-off that nobody will take.
+/// TCP_CONNECT_CB: the socket has its local address and port, the SYN has not left (later is too late: with TCP Fast Open the agent may
+/// accept before the handshake ends).
+#[inline(always)]
+fn hand_over(ctx: &SockOpsContext) -> Option<Line> {
+    let sock = ctx::sock_ops_sock(ctx)?;
+    let stored = ctx::stored(sock)?;
+    if stored.kind != PEER_DESTINATION || mutation::is_off(Mechanism::Handoff) {
+        return None;
+    }
+    let key = flow::opened(ctx);
+    let other = (stored.addr, stored.port);
+    let value = Peer { kind: 0, ..stored };
+    let became = if HANDOFF.insert(&key, &value, 0).is_err() {
+        // Without an entry sk_lookup does not steer: nobody listens on the rewrite port, the connection is refused.
+        events::report(Counter::HandoffFull, &Flow::of(&key, other));
+        Counter::HandoffFull as u32
+    } else {
+        ctx::watch_state(ctx);
+        Outcome::HandedOver as u32
+    };
+    Some(Line { key, other, became })
+}
+
+/// STATE_CB of a socket that [`hand_over`] watches: forgets a hand-off that nobody will take.
 ///
 /// A socket that closes out of FIN_WAIT2 was closed in good order by an application that did not wait: its data and its FIN are
 /// acknowledged, so the connection stands in the agent's accept queue, and the agent takes the entry when it accepts.
 #[inline(always)]
-pub fn state_changed(ctx: &SockOpsContext) {
+fn state_changed(ctx: &SockOpsContext) -> Option<Line> {
     let (old, new) = ctx::sock_ops_states(ctx);
-    if new == TCP_CLOSE && old != TCP_FIN_WAIT2 {
-        let key = flow::opened(ctx);
-        if HANDOFF.remove(&key).is_ok() {
-            debug::sock_ops(
-                ctx,
-                &key,
-                (key.remote, key.remote_port),
-                Outcome::HandOffForgotten as u32,
-            );
-        }
+    if new != TCP_CLOSE || old == TCP_FIN_WAIT2 {
+        return None;
     }
+    let key = flow::opened(ctx);
+    HANDOFF.remove(&key).ok()?;
+    Some(Line {
+        key,
+        other: (key.remote, key.remote_port),
+        became: Outcome::HandOffForgotten as u32,
+    })
 }
 
-/// `sockops`, PASSIVE_ESTABLISHED_CB: an application's new socket takes up the real client of the delivery behind it.
+/// PASSIVE_ESTABLISHED_CB: an application's new socket takes up the real client of the delivery behind it.
 #[inline(always)]
-pub fn take_client(ctx: &SockOpsContext) {
+fn take_client(ctx: &SockOpsContext) -> Option<Line> {
     let key = flow::accepted(ctx);
     // SAFETY: copied before the entry is removed.
-    let Some(client) = (unsafe { DELIVERIES.get(&key) }).copied() else {
-        return;
-    };
+    let client = unsafe { DELIVERIES.get(&key) }.copied()?;
     let _ = DELIVERIES.remove(&key);
-    let Some(sock) = ctx::sock_ops_sock(ctx) else {
-        return;
-    };
+    let sock = ctx::sock_ops_sock(ctx)?;
     let peer = Peer {
         kind: PEER_CLIENT,
         ..client
     };
-    if ctx::store(sock, &peer) {
-        count(Counter::ClientsShown);
-        debug::sock_ops(ctx, &key, (peer.addr, peer.port), Counter::ClientsShown as u32);
+    if !ctx::store(sock, &peer) {
+        return None;
     }
+    count(Counter::ClientsShown);
+    Some(Line {
+        key,
+        other: (peer.addr, peer.port),
+        became: Counter::ClientsShown as u32,
+    })
 }

@@ -40,17 +40,32 @@ pub fn end<C: EbpfContext>(ctx: &C, hook: &'static str, netns: u64, end: End, be
     debug!(ctx, target: hook, "netns {} [{:i}]:{} #{}", netns, octets(end.0), end.1, became);
 }
 
+/// What a `sock_ops` hook has to say.
+///
+/// A hook returns it from a function of its own, and another one writes the line: kernels before 6.13 allow a program and the functions
+/// that it is in at one time 512 bytes of stack together ("combined stack size of 3 calls is 544. Too large"), and so the one's stack is
+/// free again when the other runs.
+pub struct Line {
+    /// The flow, as its opener sees it.
+    pub key: FlowKey,
+    /// Whom the application knows at the other end.
+    pub other: End,
+    /// What became of it.
+    pub became: u32,
+}
+
 /// A line of `sock_ops`: the flow's opener, and whom the application knows at the other end.
-#[inline(always)]
-pub fn sock_ops(ctx: &SockOpsContext, key: &FlowKey, other: End, became: u32) {
+#[inline(never)]
+pub fn sock_ops(ctx: &SockOpsContext, line: &Line) {
+    let Line { key, other, became } = line;
     if is_on(|| key.netns) {
         flow(
             ctx,
             "sock_ops",
             key.netns,
             (key.local, key.local_port),
-            other,
-            became,
+            *other,
+            *became,
         );
     }
 }

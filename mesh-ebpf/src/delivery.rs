@@ -4,7 +4,7 @@
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{Counter, Outcome, PEER_DELIVERY, Peer};
 
-use crate::debug;
+use crate::debug::Line;
 use crate::events::{self, Flow};
 use crate::maps::DELIVERIES;
 use crate::{ctx, flow};
@@ -12,31 +12,26 @@ use crate::{ctx, flow};
 const TCP_CLOSE: u32 = 7;
 
 /// TCP_CONNECT_CB: announces the client under the flow that the application's socket is about to see.
-#[inline(always)]
-pub fn announce(ctx: &SockOpsContext) {
-    let Some(sock) = ctx::sock_ops_sock(ctx) else {
-        return;
-    };
-    let Some(stored) = ctx::stored(sock) else { return };
+#[inline(never)]
+pub fn announce(ctx: &SockOpsContext) -> Option<Line> {
+    let sock = ctx::sock_ops_sock(ctx)?;
+    let stored = ctx::stored(sock)?;
     if stored.kind != PEER_DELIVERY {
-        return;
+        return None;
     }
     let key = flow::opened(ctx);
+    let other = (key.remote, key.remote_port);
     let value = Peer { kind: 0, ..stored };
     if DELIVERIES.insert(&key, &value, 0).is_err() {
-        events::report(
-            Counter::DeliveryFull,
-            &Flow::of(&key, (key.remote, key.remote_port)),
-        );
-        return;
+        events::report(Counter::DeliveryFull, &Flow::of(&key, other));
+        return None;
     }
     ctx::watch_state(ctx);
-    debug::sock_ops(
-        ctx,
-        &key,
-        (key.remote, key.remote_port),
-        Outcome::DeliveryAnnounced as u32,
-    );
+    Some(Line {
+        key,
+        other,
+        became: Outcome::DeliveryAnnounced as u32,
+    })
 }
 
 /// STATE_CB: forgets an announcement that nobody took up (nobody listened, or the application's listener is not in the pod's

@@ -21,9 +21,9 @@ pub(crate) struct Args {
     /// Short runs, for a look: their figures are not to be published.
     #[arg(long)]
     quick: bool,
-    /// How many pairs of runs.
-    #[arg(long, default_value_t = 3)]
-    pairs: u8,
+    /// How many pairs of runs; 3 unless given, with `--quick` one.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    pairs: Option<u8>,
     /// How to print: `text` or `json`.
     #[arg(short, long, default_value = "text")]
     output: String,
@@ -41,7 +41,9 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     build::everything(project, true)?;
     let mut bench = Command::new(project.binary("mesh-bench", true));
     bench.args(&args.scenarios);
-    bench.args(["--pairs", &args.pairs.to_string(), "--output", &args.output]);
+    let pairs = args.pairs.unwrap_or(if args.quick { 1 } else { 3 });
+    bench.args(["--pairs", &pairs.to_string(), "--output", &args.output]);
+    bench.arg("--keep").arg(project.target().join("bench"));
     for (given, flag) in [(args.quick, "--quick"), (args.list, "--list")] {
         if given {
             bench.arg(flag);

@@ -99,7 +99,7 @@ fn steps(project: &Project, arguments: &[String]) -> Result<String> {
     script += &format!("export MESH_AGENT_BIN={}\n", quoted(&agent));
     script += &format!("step 'mesh-agent check' {} check\n", quoted(&agent));
     script += &tests(
-        "the kernel's side of capture",
+        "capture against the kernel",
         find("mesh_agent")?,
         &["capture::tests::"],
         arguments,

@@ -1,10 +1,10 @@
 //! What holds for every TCP connection of the agent: how the kernel finds out that its other end is gone without a word, and how long a
 //! connection of an application may be idle.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
 
 use crate::settings::Keepalive;
 
@@ -27,9 +27,9 @@ impl Default for Legs {
 }
 
 impl Legs {
-    /// Has the kernel probe the other end of `tcp` while it is silent. Probes carry no data and are answered by the other end's kernel: the
-    /// applications see nothing of them.
-    pub fn watch(&self, tcp: &TcpStream) {
+    /// Has the kernel probe the other end of `tcp` while it is silent; of a listener, those of the connections that it accepts, which inherit
+    /// it. Probes carry no data and are answered by the other end's kernel: the applications see nothing of them.
+    pub fn watch(&self, tcp: &impl AsFd) {
         let Some(keepalive) = self.keepalive else { return };
         let keepalive = TcpKeepalive::new()
             .with_time(keepalive.time)

@@ -102,8 +102,9 @@ impl Tasks {
         work: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = ()> + Send + 'static {
         let panics = Arc::clone(&self.panics);
+        // On the heap: a future that is given to an `async` block and pinned there takes its room twice.
+        let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
         async move {
-            let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use mesh_common::{HBONE_PORT, Role};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::capture::Listener;
@@ -14,6 +16,14 @@ use crate::{inbound, outbound};
 
 /// First and longest pause after an accept that failed for want of something.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// Sets what accepted connections inherit of their listener; on each of them it would be five system calls.
+pub(super) fn prepare(context: &PodContext, listener: &Listener) {
+    context.path.legs.watch(&listener.socket);
+    if let Err(error) = SockRef::from(&listener.socket).set_tcp_nodelay(true) {
+        tracing::warn!(pod = %context.pod.uid, role = ?listener.role, %error, "small writes to the pod may be late");
+    }
+}
 
 /// Accepts until the pod is retired or the worker drains.
 pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
@@ -99,16 +109,23 @@ fn start(context: &Arc<PodContext>, role: Role, tcp: TcpStream, client: SocketAd
             return;
         }
     };
-    context.path.legs.watch(&tcp);
-    // Fails only when the connection is gone, which its task finds out.
-    let _ = tcp.set_nodelay(true);
-    let for_task = Arc::clone(context);
-    context.tasks.spawn(context.stop.clone(), async move {
-        match role {
-            Role::Outbound => outbound::handle(for_task, tcp, client).await,
-            Role::Inbound => inbound::plaintext::handle(for_task, tcp).await,
-            Role::Tunnel => inbound::tunnel::handle(for_task, tcp, HBONE_PORT).await,
-        }
-        drop(place);
-    });
+    let (tasks, stop) = (&context.tasks, context.stop.clone());
+    let context = Arc::clone(context);
+    // A task for each role: one for all of them would take as much room as the largest.
+    match role {
+        Role::Outbound => tasks.spawn(stop, holding(place, outbound::handle(context, tcp, client))),
+        Role::Inbound => tasks.spawn(stop, holding(place, inbound::plaintext::handle(context, tcp))),
+        Role::Tunnel => tasks.spawn(
+            stop,
+            holding(place, inbound::tunnel::handle(context, tcp, HBONE_PORT)),
+        ),
+    }
+}
+
+/// Does `work` and keeps its place for as long.
+fn holding<T: Send + 'static>(
+    place: T,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    work.map(move |()| drop(place))
 }

@@ -146,6 +146,7 @@ impl PodServer for Workers {
                 continue;
             };
             let context = worker.context(&pod, &self.path, &self.drain);
+            accept::prepare(&context, &listener);
             let work = accept::run(Arc::clone(&context), listener);
             worker.tasks.spawn_on(&worker.runtime, context.stop.clone(), work);
         }

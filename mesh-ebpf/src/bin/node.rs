@@ -4,15 +4,13 @@
 #![expect(missing_docs, reason = "the program macros drop the docstrings")]
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
-};
+use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB};
 use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sock_ops};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext, SockoptContext};
 use mesh_common::NodeConst;
 use mesh_ebpf::connect::{self, Verdict};
 use mesh_ebpf::mutation::{self, Mechanism};
-use mesh_ebpf::{ctx, delivery, options, peer_name, probe};
+use mesh_ebpf::{ctx, debug, delivery, options, peer_name, probe};
 
 const REFUSE: i32 = 0;
 const PASS: i32 = 1;
@@ -81,11 +79,8 @@ pub fn guard_options(ctx: SockoptContext) -> i32 {
 /// Follows the TCP sockets of a pod.
 #[sock_ops]
 pub fn pod_sock_ops(ctx: SockOpsContext) -> u32 {
-    match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => connect::hand_over(&ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => connect::take_client(&ctx),
-        BPF_SOCK_OPS_STATE_CB => connect::state_changed(&ctx),
-        _ => {}
+    if let Some(line) = connect::follow(&ctx) {
+        debug::sock_ops(&ctx, &line);
     }
     1
 }
@@ -94,7 +89,11 @@ pub fn pod_sock_ops(ctx: SockOpsContext) -> u32 {
 #[sock_ops]
 pub fn agent_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => delivery::announce(&ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            if let Some(line) = delivery::announce(&ctx) {
+                debug::sock_ops(&ctx, &line);
+            }
+        }
         BPF_SOCK_OPS_STATE_CB => delivery::state_changed(&ctx),
         _ => {}
     }

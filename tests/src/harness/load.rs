@@ -36,6 +36,8 @@ pub struct LoadReport {
     pub p50_micros: u64,
     /// 99 % of them took no longer, microseconds.
     pub p99_micros: u64,
+    /// 99.9 % of them took no longer, microseconds.
+    pub p999_micros: u64,
     /// The longest, microseconds.
     pub max_micros: u64,
 }
@@ -59,6 +61,15 @@ impl LoadReport {
     pub fn bits_per_second(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.seconds.max(0.001)
     }
+}
+
+/// When connections began to be served, or refused (`mesh-load until`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turned {
+    /// How many it took.
+    pub attempts: u64,
+    /// When the last of them had its outcome, microseconds since 1970.
+    pub at_micros: u64,
 }
 
 /// What a server of `mesh-load` counted.
@@ -91,9 +102,21 @@ impl LoadServer {
     /// # Errors
     /// When it does not within seconds.
     pub fn start(pod: &Pod, port: u16, args: &[&str]) -> Result<Self> {
+        Self::start_as("serve", pod, port, args)
+    }
+
+    /// Starts `mesh-load serve-http [::]:PORT` in `pod` and waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not within seconds.
+    pub fn http(pod: &Pod, port: u16) -> Result<Self> {
+        Self::start_as("serve-http", pod, port, &[])
+    }
+
+    fn start_as(verb: &str, pod: &Pod, port: u16, args: &[&str]) -> Result<Self> {
         let mut command = pod.command(program()?)?;
         let listen = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
-        command.args(["serve", &listen.to_string()]).args(args);
+        command.args([verb, &listen.to_string()]).args(args);
         let name = format!("{}-load-{port}", pod.name());
         let mut server = Self {
             proc: Proc::start(&name, &mut command, pod.log_dir())?,
@@ -175,7 +198,19 @@ impl Loading {
     ///
     /// # Errors
     /// When it does not end within `limit` or gives no report.
-    pub fn report(mut self, limit: Duration) -> Result<LoadReport> {
+    pub fn report(self, limit: Duration) -> Result<LoadReport> {
+        self.last_words(limit)
+    }
+
+    /// Waits for the end of an `until`.
+    ///
+    /// # Errors
+    /// When it does not end within `limit`, or it never came to that.
+    pub fn turned(self, limit: Duration) -> Result<Turned> {
+        self.last_words(limit)
+    }
+
+    fn last_words<T: serde::de::DeserializeOwned>(mut self, limit: Duration) -> Result<T> {
         let status = self.proc.wait(limit)?;
         let (stdout, stderr) = (self.proc.stdout(), self.proc.stderr());
         let last = stdout.lines().last().unwrap_or_default();

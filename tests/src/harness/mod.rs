@@ -26,7 +26,7 @@ pub use capture::{Capture, Captured, Segment};
 pub use certs::{Leaf, TestCa};
 pub use cgroup::{Cgroup, cgroup2_mount};
 pub use link::{Impairment, Link, LinkTally};
-pub use load::{LoadReport, LoadServer, LoadTally, Loading};
+pub use load::{LoadReport, LoadServer, LoadTally, Loading, Turned};
 pub use manifests::Manifests;
 pub use netns::Netns;
 pub use node::{Node, Pod, PodSpec};

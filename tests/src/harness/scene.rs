@@ -138,6 +138,26 @@ impl Scene {
         Ok(())
     }
 
+    /// Waits until the first node's agent has captured this many pods.
+    ///
+    /// # Errors
+    /// When it has not within a minute.
+    pub fn wait_enrolled(&self, count: usize) -> Result<()> {
+        wait_for("so many pods are captured", Duration::from_secs(60), || {
+            let answer = self.a1.meshctl(&["workloads"])?;
+            let all = answer["workloads"].as_array().context("no list of workloads")?;
+            let captured = all
+                .iter()
+                .filter(|w| w["local"] == true && w["capture"] == "captured")
+                .count();
+            if captured >= count {
+                Ok(())
+            } else {
+                bail!("{captured} of {count}")
+            }
+        })
+    }
+
     /// The highest snapshot version that each agent has in force, by its metrics.
     ///
     /// # Errors

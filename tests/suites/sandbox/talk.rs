@@ -141,6 +141,52 @@ fn signals_reach_the_command_once_and_its_answer_counts() -> Result<()> {
     stage.wait_gone()
 }
 
+/// Runs a program on a terminal of its own, presses Ctrl-C when it says `ready`, and Ctrl-\ a moment later; prints what it said and its exit
+/// code.
+const ON_A_TERMINAL: &str = r"
+import os, pty, select, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+said, pressed = b'', 0
+while True:
+    readable, _, _ = select.select([terminal], [], [], 1 if pressed == 1 else 30)
+    if readable:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        said += part
+    if b'ready' in said and pressed == 0:
+        os.write(terminal, b'\x03')
+        pressed = 1
+    elif not readable:
+        os.write(terminal, b'\x1c')
+        pressed = 2
+print(said.decode(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+";
+
+#[test]
+fn the_command_has_the_terminal_and_its_keys_reach_it_once() -> Result<()> {
+    let stage = Stage::start()?;
+    let script = "n=0; trap 'n=$((n+1)); echo got $n' INT; trap 'exit 42' QUIT; test -t 0 && echo ready; while :; do sleep 0.02; done";
+    let sandbox = stage.command("order", &["--quiet"], &["bash", "-c", script])?;
+    let mut terminal = Command::new("python3");
+    terminal
+        .args(["-c", ON_A_TERMINAL])
+        .arg(sandbox.get_program())
+        .args(sandbox.get_args())
+        .env("MESH_AGENT_ADMIN_SOCKET", stage.agent.admin_socket())
+        .in_netns(stage.node.netns())?;
+    let output = mesh_tests::harness::run(&mut terminal, LIMIT)?;
+    assert!(output.stdout.contains("got 1"), "{output:?}");
+    assert!(!output.stdout.contains("got 2"), "{output:?}");
+    assert!(output.stdout.trim().ends_with(" 42"), "{output:?}");
+    stage.wait_gone()
+}
+
 #[test]
 fn a_sandbox_outlives_the_agent_and_is_captured_by_the_next() -> Result<()> {
     let mut stage = Stage::start()?;

@@ -31,7 +31,6 @@ const MODULES: &[&str] = &[
     "sch_netem",
     "sch_ingress",
     "tcp_bbr",
-    "sctp",
 ];
 
 /// Makes the image for `kernel`, with `steps` as its script.

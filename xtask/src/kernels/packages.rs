@@ -23,7 +23,9 @@ pub(super) struct Kernel {
 const TOOLS: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
+    ("depmod", "kmod"),
     ("xz", "xz-utils"),
+    ("file", "file"),
     ("dpkg-deb", "dpkg"),
 ];
 

@@ -21,6 +21,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("socat", "socat"),
     ("iperf3", "iperf3"),
+    ("wrk", "wrk"),
     ("python3", "python3"),
 ];
 /// What compiles C and C++ for the crates that have some.

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 const QUEUE: usize = 16_384;
 /// Lines are written together up to about this many bytes.
 const BATCH: usize = 64 << 10;
+/// How long lines are gathered behind a write. Whoever logs wakes this thread only while it waits for a first line: without the pause each
+/// line of a busy agent would cost the data path a wake-up, which takes longer than the line.
+const GATHER: Duration = Duration::from_millis(5);
 /// How long the end of the process waits for the queue.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
 
@@ -103,9 +106,12 @@ fn write_all(queue: &Receiver<Message>, mut out: impl Write, dropped: &AtomicU64
             ),
         }
         let _ = out.write_all(&batch).and_then(|()| out.flush());
+        let more = batch.len() >= BATCH;
         batch.clear();
         if let Some(done) = waiting {
             let _ = done.send(());
+        } else if !more {
+            std::thread::sleep(GATHER);
         }
     }
 }

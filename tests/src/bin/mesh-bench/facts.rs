@@ -2,13 +2,40 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use mesh_tests::harness::agent_binary;
 use serde::Serialize;
 
-/// Load above which the machine is not quiet: processes that want to run, per core.
-const QUIET: f64 = 0.25;
+/// Part of the processors that others may use while a machine still counts as quiet.
+pub(crate) const QUIET: f64 = 0.10;
+
+/// What part of the processors is used within the next second, in which the caller does nothing; 0 where that cannot be told.
+pub(crate) fn use_by_others() -> f64 {
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    let (Some((busy, all)), Some((busy_then, all_then))) = (ticks(), before) else {
+        return 0.0;
+    };
+    busy.saturating_sub(busy_then) as f64 / all.saturating_sub(all_then).max(1) as f64
+}
+
+/// Ticks of all processors, those in use and all of them: proc(5), the first line of /proc/stat; idle and iowait are its fourth and fifth.
+fn ticks() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/stat").ok()?;
+    let values: Vec<u64> = text
+        .lines()
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .take(8)
+        .filter_map(|value| value.parse().ok())
+        .collect();
+    let all: u64 = values.iter().sum();
+    let idle: u64 = values.iter().skip(3).take(2).sum();
+    Some((all.checked_sub(idle)?, all))
+}
 
 /// The facts.
 #[derive(Clone, Debug, Serialize)]
@@ -24,7 +51,6 @@ pub(crate) struct Facts {
     agent_version: String,
     /// Load average of the minute before.
     load: f64,
-    quiet: bool,
 }
 
 impl Facts {
@@ -56,7 +82,6 @@ impl Facts {
             agent: agent.display().to_string(),
             agent_version: String::from_utf8_lossy(&version.stdout).trim().to_owned(),
             load,
-            quiet: load < QUIET * cores as f64,
         })
     }
 }
@@ -96,14 +121,7 @@ impl fmt::Display for Facts {
         if self.profile != "release" {
             write!(f, "\nnot a release build: its figures mean nothing")?;
         }
-        if !self.quiet {
-            write!(
-                f,
-                "\nthis machine was busy (load {:.1}) when the bench began: ratios suffer less than figures, both suffer",
-                self.load
-            )?;
-        }
-        Ok(())
+        write!(f, "\nload of the minute before: {:.2}", self.load)
     }
 }
 

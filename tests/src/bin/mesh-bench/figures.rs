@@ -1,6 +1,45 @@
 //! Figures: what several runs gave, each compared with the run beside it.
 
+use std::fmt;
+
 use serde::Serialize;
+
+/// What a figure is aimed at.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Aim {
+    /// The median of the ratios.
+    RatioAtLeast(f64),
+    /// The median of the ratios.
+    RatioAtMost(f64),
+    /// The median of the values.
+    AtLeast(f64),
+    /// The median of the values.
+    AtMost(f64),
+}
+
+impl Aim {
+    /// Whether it was reached; `None` where there is nothing to judge.
+    fn met(self, values: Option<Spread>, ratios: Option<Spread>) -> Option<bool> {
+        match self {
+            Self::RatioAtLeast(aim) => ratios.map(|ratios| ratios.median >= aim),
+            Self::RatioAtMost(aim) => ratios.map(|ratios| ratios.median <= aim),
+            Self::AtLeast(aim) => values.map(|values| values.median >= aim),
+            Self::AtMost(aim) => values.map(|values| values.median <= aim),
+        }
+    }
+}
+
+impl fmt::Display for Aim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RatioAtLeast(aim) => write!(f, "ratio ≥ {}", number(*aim)),
+            Self::RatioAtMost(aim) => write!(f, "ratio ≤ {}", number(*aim)),
+            Self::AtLeast(aim) => write!(f, "≥ {}", number(*aim)),
+            Self::AtMost(aim) => write!(f, "≤ {}", number(*aim)),
+        }
+    }
+}
 
 /// One number of one run.
 #[derive(Clone, Copy, Debug)]
@@ -8,11 +47,27 @@ pub(crate) struct Sample {
     pub(crate) name: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) value: f64,
+    aim: Option<Aim>,
+}
+
+impl Sample {
+    /// With what its figure is aimed at.
+    pub(crate) fn aim(self, aim: Aim) -> Self {
+        Self {
+            aim: Some(aim),
+            ..self
+        }
+    }
 }
 
 /// Shorthand.
 pub(crate) fn sample(name: &'static str, unit: &'static str, value: f64) -> Sample {
-    Sample { name, unit, value }
+    Sample {
+        name,
+        unit,
+        value,
+        aim: None,
+    }
 }
 
 /// Middle and extremes.
@@ -54,6 +109,10 @@ pub(crate) struct Figure {
     pub(crate) spread: Option<Spread>,
     /// Of value ÷ base, pair by pair.
     pub(crate) ratio: Option<Spread>,
+    /// What it is aimed at.
+    pub(crate) aim: Option<Aim>,
+    /// Whether that was reached; unsaid where there is no aim, and where the machine had other things to do.
+    pub(crate) met: Option<bool>,
 }
 
 /// Sorts samples into figures, in the order of the first run. A sample without its like in the base is a figure without a ratio.
@@ -90,11 +149,20 @@ pub(crate) fn figures(
                 against: against.filter(|_| !base.is_empty()),
                 spread: Spread::of(&values),
                 ratio: Spread::of(&ratios),
+                aim: sample.aim,
+                met: None,
                 values,
                 base,
             }
         })
         .collect()
+}
+
+/// Says of each figure with an aim whether it was reached.
+pub(crate) fn judge(figures: &mut [Figure]) {
+    for figure in figures {
+        figure.met = figure.aim.and_then(|aim| aim.met(figure.spread, figure.ratio));
+    }
 }
 
 /// A table.
@@ -119,6 +187,14 @@ pub(crate) fn print(figures: &[Figure]) {
                 ratio.least,
                 ratio.most
             ));
+        }
+        if let Some(aim) = figure.aim {
+            let verdict = match figure.met {
+                Some(true) => "met",
+                Some(false) => "missed",
+                None => "not judged",
+            };
+            line.push_str(&format!("   aim {aim}: {verdict}"));
         }
         println!("{line}");
     }
@@ -153,6 +229,21 @@ mod tests {
     fn a_figure_without_a_base_has_no_ratio() {
         let made = figures("", "mesh", Some("none"), &[vec![sample("rss", "MiB", 3.0)]], &[]);
         assert_eq!((made[0].ratio, made[0].against), (None, None));
+    }
+
+    #[test]
+    fn aims_are_judged_by_the_median_and_only_when_asked_for() {
+        let run = |value| vec![sample("rate", "/s", value).aim(Aim::RatioAtLeast(0.5))];
+        let mut made = figures("", "mesh", Some("none"), &[run(49.0)], &[run(100.0)]);
+        assert_eq!(made[0].met, None);
+        judge(&mut made);
+        assert_eq!(made[0].met, Some(false));
+        assert_eq!(
+            Aim::AtMost(20.0).met(Spread::of(&[19.0, 30.0, 10.0]), None),
+            Some(true)
+        );
+        assert_eq!(Aim::RatioAtMost(2.0).met(Spread::of(&[1.0]), None), None);
+        assert_eq!(Aim::RatioAtLeast(0.4).to_string(), "ratio ≥ 0.40");
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! The bench: what the mesh costs, in pairs of runs with it and without it, on namespaces of its own. Asserts nothing; what must be right
 //! under load is the suite `load`'s.
 
+mod clients;
 mod facts;
 mod figures;
 mod scenarios;
 mod stage;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
@@ -34,6 +37,9 @@ struct Cli {
     /// Name the scenarios and end.
     #[arg(long)]
     list: bool,
+    /// Where to keep all values of this run as JSON, in a file of its own.
+    #[arg(long)]
+    keep: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,6 +74,10 @@ struct Measured {
 struct Outcome {
     scenario: &'static str,
     about: &'static str,
+    /// How long it took, seconds.
+    seconds: f64,
+    /// How much of the processors others used just before it, 0 to 1.
+    others: f64,
     figures: Vec<Figure>,
     /// Why there are no figures.
     error: Option<String>,
@@ -109,26 +119,68 @@ fn run(cli: &Cli) -> Result<bool> {
     };
     for scenario in chosen {
         eprintln!("==> {}: {}", scenario.name, scenario.about);
-        let (figures, error) = match (scenario.run)(extent) {
-            Ok(figures) => (figures, None),
-            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
-        };
+        let outcome = Outcome::of(scenario, extent);
         if cli.output == Format::Text {
-            println!("\n{}: {}", scenario.name, scenario.about);
-            figures::print(&figures);
-            error.iter().for_each(|error| println!("  no figures: {error}"));
+            outcome.print();
         }
-        measured.scenarios.push(Outcome {
-            scenario: scenario.name,
-            about: scenario.about,
-            figures,
-            error,
-        });
+        measured.scenarios.push(outcome);
+    }
+    if let Some(dir) = &cli.keep {
+        let path = keep(dir, &measured)?;
+        eprintln!("all values are in {}", path.display());
     }
     if cli.output == Format::Json {
         println!("{}", serde_json::to_string_pretty(&measured)?);
     }
     Ok(measured.scenarios.iter().all(|outcome| outcome.error.is_none()))
+}
+
+impl Outcome {
+    /// Runs it. On a machine that others use there are figures and no verdicts.
+    fn of(scenario: &'static Scenario, extent: Extent) -> Self {
+        let others = facts::use_by_others();
+        let began = Instant::now();
+        let (mut figures, error) = match (scenario.run)(extent) {
+            Ok(figures) => (figures, None),
+            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+        };
+        if others < facts::QUIET && !extent.quick {
+            figures::judge(&mut figures);
+        }
+        Self {
+            scenario: scenario.name,
+            about: scenario.about,
+            seconds: began.elapsed().as_secs_f64(),
+            others,
+            figures,
+            error,
+        }
+    }
+
+    fn print(&self) {
+        println!("\n{}: {} ({:.0} s)", self.scenario, self.about, self.seconds);
+        if self.others >= facts::QUIET {
+            println!(
+                "  others used {:.0} % of the processors when it began: no verdicts",
+                self.others * 100.0
+            );
+        }
+        figures::print(&self.figures);
+        self.error
+            .iter()
+            .for_each(|error| println!("  no figures: {error}"));
+    }
+}
+
+/// Writes everything to a new file below `dir`.
+fn keep(dir: &Path, measured: &Measured) -> Result<PathBuf> {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let path = dir.join(format!("bench-{seconds}.json"));
+    let text = serde_json::to_vec_pretty(measured)?;
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::write(&path, text))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 fn choose(names: &[String]) -> Result<Vec<&'static Scenario>> {

@@ -11,7 +11,9 @@ use crate::figures::Sample;
 
 /// How many ports the servers listen on, so that clients without the mesh do not run out of ports of their own.
 pub(crate) const PORTS: &str = "16";
-const PORT: u16 = 8080;
+pub(crate) const PORT: u16 = 8080;
+/// Where HTTP is served.
+const HTTP_PORT: u16 = 8180;
 /// How long a run may take at most.
 const LONG: Duration = Duration::from_secs(300);
 
@@ -68,11 +70,28 @@ impl Stage {
 
     /// The server on n2, first of its ports.
     pub(crate) fn server(&self, side: Side) -> String {
-        let pod = match side {
+        SocketAddr::new(self.far(side).ip4(), PORT).to_string()
+    }
+
+    /// The pod on n2 that serves.
+    pub(crate) fn far(&self, side: Side) -> &Pod {
+        match side {
             Side::Mesh => &self.scene.far,
             Side::None => &self.plain[2],
-        };
-        SocketAddr::new(pod.ip4(), PORT).to_string()
+        }
+    }
+
+    /// Servers of HTTP on both far pods, for as long as they are kept.
+    pub(crate) fn http_servers(&self) -> Result<[LoadServer; 2]> {
+        Ok([
+            LoadServer::http(self.far(Side::Mesh), HTTP_PORT)?,
+            LoadServer::http(self.far(Side::None), HTTP_PORT)?,
+        ])
+    }
+
+    /// Where they listen.
+    pub(crate) fn http(&self, side: Side) -> SocketAddr {
+        SocketAddr::new(self.far(side).ip4(), HTTP_PORT)
     }
 
     /// Runs a client to its end; a failure of one connection is a failure of the run, since its figures would be those of something else.

@@ -25,6 +25,10 @@ pub(crate) struct Args {
     /// Pause behind an answer, microseconds.
     #[arg(long, default_value_t = 0)]
     pause: u64,
+    /// Questions per second over all connections, asked when they are due whatever became of those before; the time of one counts from then. 0:
+    /// each connection asks as soon as it has its answer.
+    #[arg(long, default_value_t = 0, conflicts_with_all = ["new", "pause"])]
+    rate: u64,
     /// How long an answer may take, milliseconds.
     #[arg(long, default_value_t = 10_000)]
     timeout: u64,
@@ -36,12 +40,13 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> LoadReport {
     let (args, pulse) = (Rc::new(args), Pulse::new());
     let set = LocalSet::new();
-    for _ in 0..args.parallel.max(1) {
+    for number in 0..args.parallel.max(1) {
         let (args, pulse) = (Rc::clone(&args), pulse.clone());
         set.spawn_local(async move {
+            let mut schedule = Schedule::of(&args, number);
             while pulse.elapsed() < Duration::from_secs_f64(args.seconds) {
                 let began = Instant::now();
-                if let Err(error) = questions(&args, &pulse).await {
+                if let Err(error) = questions(&args, &pulse, schedule.as_mut()).await {
                     pulse.count("ask", began, &Err(error));
                 }
             }
@@ -51,14 +56,46 @@ pub(crate) async fn run(args: Args) -> LoadReport {
     pulse.finish()
 }
 
+/// When one connection's questions are due, since the beginning.
+struct Schedule {
+    next: Duration,
+    every: Duration,
+}
+
+impl Schedule {
+    /// Of the connection with this number; their questions are spread evenly.
+    fn of(args: &Args, number: usize) -> Option<Self> {
+        let rate = (args.rate > 0).then_some(args.rate as f64)?;
+        Some(Self {
+            next: Duration::from_secs_f64(number as f64 / rate),
+            every: Duration::from_secs_f64(args.parallel.max(1) as f64 / rate),
+        })
+    }
+
+    /// Waits until the next is due, and says from when it counts: a connection that is behind counts what it is late. One that waited counts
+    /// from the end of its wait, since how late a timer ends is none of the mesh's doing.
+    async fn due(&mut self, pulse: &Pulse) -> Instant {
+        let due = self.next;
+        self.next += self.every;
+        let now = pulse.elapsed();
+        if let Some(late) = now.checked_sub(due) {
+            return Instant::now() - late;
+        }
+        tokio::time::sleep(due - now).await;
+        Instant::now()
+    }
+}
+
 /// Questions on one connection until the time is over.
-async fn questions(args: &Args, pulse: &Pulse) -> io::Result<()> {
+async fn questions(args: &Args, pulse: &Pulse, mut schedule: Option<&mut Schedule>) -> io::Result<()> {
     let limit = Duration::from_millis(args.timeout);
     let mut began = Instant::now();
     let mut tcp = wire::open(args.to, limit).await?;
     tcp.write_all(&[Want::Answers as u8]).await?;
     loop {
-        if !args.new {
+        if let Some(schedule) = &mut schedule {
+            began = schedule.due(pulse).await;
+        } else if !args.new {
             began = Instant::now();
         }
         if !within(limit, ask(&mut tcp)).await? {

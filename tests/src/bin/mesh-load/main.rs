@@ -3,11 +3,13 @@
 
 mod asks;
 mod churn;
+mod http;
 mod keep;
 mod pulse;
 mod server;
 mod shake;
 mod streams;
+mod until;
 mod wire;
 
 use std::process::ExitCode;
@@ -35,6 +37,10 @@ enum Command {
     Ask(asks::Args),
     /// Sends or receives bulk data, checked or as fast as it goes.
     Stream(streams::Args),
+    /// Answers HTTP/1.1 requests with 64 bytes, for other programs' clients. SIGTERM ends it.
+    ServeHttp(http::Args),
+    /// Opens connections one after another until one is served, or refused, and says when that was.
+    Until(until::Args),
     /// Makes TLS handshakes at a steady rate, none of them resumed.
     Shake(shake::Args),
 }
@@ -66,6 +72,8 @@ fn run(command: Command) -> Result<()> {
             Command::Churn(args) => wire::say(&churn::run(args).await),
             Command::Keep(args) => wire::say(&keep::run(args).await?),
             Command::Ask(args) => wire::say(&asks::run(args).await),
+            Command::ServeHttp(args) => http::run(args).await,
+            Command::Until(args) => wire::say(&until::run(args).await?),
             Command::Shake(args) => wire::say(&shake::run(args).await?),
             Command::Stream(_) => Ok(()),
         }

@@ -69,16 +69,17 @@ impl Pulse {
         micros.sort_unstable();
         let mut report = std::mem::take(&mut inner.report);
         report.seconds = self.start.elapsed().as_secs_f64();
-        report.p50_micros = percentile(&micros, 50);
-        report.p99_micros = percentile(&micros, 99);
+        report.p50_micros = per_mille(&micros, 500);
+        report.p99_micros = per_mille(&micros, 990);
+        report.p999_micros = per_mille(&micros, 999);
         report.max_micros = micros.last().copied().map_or(0, u64::from);
         report
     }
 }
 
-/// The value that `p` percent of the sorted values do not exceed; 0 of none.
-fn percentile(sorted: &[u32], p: usize) -> u64 {
-    let rank = (sorted.len() * p).div_ceil(100).saturating_sub(1);
+/// The value that `p` of a thousand of the sorted values do not exceed; 0 of none.
+fn per_mille(sorted: &[u32], p: usize) -> u64 {
+    let rank = (sorted.len() * p).div_ceil(1000).saturating_sub(1);
     sorted.get(rank).copied().map_or(0, u64::from)
 }
 
@@ -87,9 +88,10 @@ mod tests {
     #[test]
     fn percentiles_are_values_that_were_measured() {
         let values: Vec<u32> = (1..=200).collect();
-        assert_eq!(super::percentile(&values, 50), 100);
-        assert_eq!(super::percentile(&values, 99), 198);
-        assert_eq!(super::percentile(&values[..1], 99), 1);
-        assert_eq!(super::percentile(&[], 99), 0);
+        assert_eq!(super::per_mille(&values, 500), 100);
+        assert_eq!(super::per_mille(&values, 990), 198);
+        assert_eq!(super::per_mille(&values, 999), 200);
+        assert_eq!(super::per_mille(&values[..1], 990), 1);
+        assert_eq!(super::per_mille(&[], 990), 0);
     }
 }

@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// End every connection at once, before a byte, and receive to the end.
     #[arg(long)]
     end_first: bool,
+    /// Ask this server, too, before a question is answered, over a connection kept beside that of the client.
+    #[arg(long)]
+    next: Option<SocketAddr>,
 }
 
 type Tally = Rc<RefCell<LoadTally>>;
@@ -38,7 +41,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     for n in 0..args.ports.max(1) {
         let address = SocketAddr::new(args.listen.ip(), args.listen.port() + n);
         let listener = listen(address).with_context(|| format!("cannot listen on {address}"))?;
-        set.spawn_local(accept(listener, Rc::clone(&tally), args.end_first));
+        set.spawn_local(accept(listener, Rc::clone(&tally), args.end_first, args.next));
     }
     wire::say(&*tally.borrow())?;
     set.run_until(async {
@@ -67,7 +70,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(listener: TcpListener, tally: Tally, end_first: bool) {
+async fn accept(listener: TcpListener, tally: Tally, end_first: bool, next: Option<SocketAddr>) {
     loop {
         let Ok((tcp, peer)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -81,7 +84,7 @@ async fn accept(listener: TcpListener, tally: Tally, end_first: bool) {
         }
         let _ = tcp.set_nodelay(true);
         tokio::task::spawn_local(async move {
-            let outcome = serve(tcp, peer, &tally, end_first).await;
+            let outcome = serve(tcp, peer, &tally, end_first, next).await;
             let mut tally = tally.borrow_mut();
             tally.open -= 1;
             match outcome {
@@ -92,7 +95,13 @@ async fn accept(listener: TcpListener, tally: Tally, end_first: bool) {
     }
 }
 
-async fn serve(mut tcp: TcpStream, peer: SocketAddr, tally: &Tally, end_first: bool) -> io::Result<()> {
+async fn serve(
+    mut tcp: TcpStream,
+    peer: SocketAddr,
+    tally: &Tally,
+    end_first: bool,
+    next: Option<SocketAddr>,
+) -> io::Result<()> {
     if tcp.peer_addr().is_ok_and(|name| name != peer) {
         tally.borrow_mut().wrong_names += 1;
     }
@@ -105,7 +114,13 @@ async fn serve(mut tcp: TcpStream, peer: SocketAddr, tally: &Tally, end_first: b
         return Ok(());
     }
     match Want::parse(first[0]) {
-        Some(Want::Answers) => answers(&mut tcp, tally).await,
+        Some(Want::Answers) => {
+            let next = match next {
+                Some(next) => Some(asking(next).await?),
+                None => None,
+            };
+            answers(&mut tcp, next, tally).await
+        }
         Some(Want::Check) => check(&mut tcp, tally).await,
         Some(Want::Data) => data(&mut tcp).await,
         Some(Want::Sink) => drain(&mut tcp, tally).await,
@@ -126,10 +141,17 @@ async fn serve(mut tcp: TcpStream, peer: SocketAddr, tally: &Tally, end_first: b
     }
 }
 
+/// A connection to the next server of a chain, on which it will be asked.
+async fn asking(next: SocketAddr) -> io::Result<TcpStream> {
+    let mut tcp = wire::open(next, Duration::from_secs(10)).await?;
+    tcp.write_all(&[Want::Answers as u8]).await?;
+    Ok(tcp)
+}
+
 static SOURCE: [u8; 128 << 10] = [0x5a; 128 << 10];
 
 /// Each question is answered with the client's name as this socket has it now.
-async fn answers(tcp: &mut TcpStream, tally: &Tally) -> io::Result<()> {
+async fn answers(tcp: &mut TcpStream, mut next: Option<TcpStream>, tally: &Tally) -> io::Result<()> {
     let mut question = [0; MESSAGE];
     loop {
         // Cut off within a question is an error, at its edge it is the end.
@@ -138,6 +160,11 @@ async fn answers(tcp: &mut TcpStream, tally: &Tally) -> io::Result<()> {
         }
         tcp.read_exact(&mut question[1..]).await?;
         tally.borrow_mut().received += MESSAGE as u64;
+        if let Some(next) = &mut next
+            && !wire::ask(next).await?
+        {
+            return Err(io::Error::other("the next server saw another client"));
+        }
         let answer = wire::message(tcp.peer_addr()?);
         tcp.write_all(&answer).await?;
     }
