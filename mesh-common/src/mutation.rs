@@ -115,6 +115,10 @@ mechanisms! {
     AdoptedRules = "adopted-rules",
     /// What an earlier agent had captured, and nobody wants captured any more, is let go.
     AdoptedLeftovers = "adopted-leftovers",
+    /// An AuthorizationPolicy decides who may connect.
+    Authorize = "authorize",
+    /// Connections that stand are judged again when what decides about them changes.
+    ReJudging = "re-judging",
 }
 
 /// The variable that names the mechanism to switch off.

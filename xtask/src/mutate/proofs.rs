@@ -67,4 +67,6 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::BankFlip, "lifecycle", "upgrade::an_upgrade_loses_nothing_without_syn_cookies", "connections were lost"),
     proof(Mechanism::AdoptedRules, "mesh_agent", "capture::tests::succession::what_a_dead_agent_let_pass_is_compared_with_what_may_pass_now", "as the kernel has it"),
     proof(Mechanism::AdoptedLeftovers, "mesh_agent", "capture::tests::succession::pods_that_nobody_wants_any_more_are_released_by_the_successor", "nothing captures it"),
+    proof(Mechanism::Authorize, "policy", "decisions::a_policy_lets_in_whom_it_names_and_refuses_others_with_the_reason", "another identity"),
+    proof(Mechanism::ReJudging, "policy", "changes::a_change_of_policy_closes_the_connections_that_it_denies_and_leaves_the_others", "still runs"),
 ];
