@@ -147,6 +147,16 @@ mechanisms! {
     HandoffForgotten = "handoff-forgotten",
     /// The agent takes back the hand-off of a connection that it accepted and does not carry.
     HandoffTakenBack = "handoff-taken-back",
+    /// The pinned maps of an earlier agent are adopted only under the same ABI.
+    AbiVersion = "abi-version",
+    /// A pinned link is adopted only where it is attached to the pod as it is now.
+    LinkTarget = "link-target",
+    /// A successor makes its own listeners those that count.
+    BankFlip = "bank-flip",
+    /// What an earlier agent let pass uncaptured is compared with what may pass now.
+    AdoptedRules = "adopted-rules",
+    /// What an earlier agent had captured, and nobody wants captured any more, is let go.
+    AdoptedLeftovers = "adopted-leftovers",
     /// An AuthorizationPolicy decides who may connect.
     Authorize = "authorize",
     /// Connections that stand are judged again when what decides about them changes.

@@ -83,6 +83,11 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::RootPolicies, "mesh_core", "authz::tests::table::policies_work_together_in_their_order", "namespace: istio-system"),
     proof(Mechanism::HandoffForgotten, "capture", "bounds::connections_that_are_reset_before_they_are_accepted_leave_no_hand_off", "the kernel forgets what is reset at once"),
     proof(Mechanism::HandoffTakenBack, "capture", "bounds::connections_that_are_reset_before_they_are_accepted_leave_no_hand_off", "the agent takes back what it does not carry: not within"),
+    proof(Mechanism::AbiVersion, "mesh_agent", "capture::tests::succession::pins_of_another_abi_or_with_other_maps_are_replaced_and_not_adopted", "another ABI"),
+    proof(Mechanism::LinkTarget, "mesh_agent", "capture::tests::succession::a_link_on_a_cgroup_that_is_not_the_pods_any_more_is_not_adopted", "203.0.113.1"),
+    proof(Mechanism::BankFlip, "lifecycle", "upgrade::an_upgrade_loses_nothing_without_syn_cookies", "connections were lost"),
+    proof(Mechanism::AdoptedRules, "mesh_agent", "capture::tests::succession::what_a_dead_agent_let_pass_is_compared_with_what_may_pass_now", "as the kernel has it"),
+    proof(Mechanism::AdoptedLeftovers, "mesh_agent", "capture::tests::succession::pods_that_nobody_wants_any_more_are_released_by_the_successor", "nothing captures it"),
     proof(Mechanism::Authorize, "policy", "decisions::a_policy_lets_in_whom_it_names_and_refuses_others_with_the_reason", "another identity"),
     proof(Mechanism::ReJudging, "policy", "changes::a_change_of_policy_closes_the_connections_that_it_denies_and_leaves_the_others", "still runs"),
 ];
