@@ -10,6 +10,7 @@ mod descriptors;
 mod sandboxes;
 mod view;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -390,6 +391,15 @@ async fn housekeeping(
         }
         let snapshot = snapshots.load();
         log.forget_gone(&Present::of(&snapshot), Instant::now());
+        let policies: HashSet<_> = snapshot
+            .authorization_policies()
+            .iter()
+            .map(|policy| policy.object())
+            .collect();
+        log.policies()
+            .expire(|policy| policies.contains(policy), Instant::now());
+        let local = |uid: &mesh_core::model::WorkloadUid| snapshot.workload(uid).is_some();
+        log.policies().plaintext().expire(local);
         affinity.forget_ended(Instant::now());
     }
 }

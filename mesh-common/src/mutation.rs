@@ -105,6 +105,10 @@ mechanisms! {
     HandshakeBudget = "handshake-budget",
     /// The last good version of an object stays in force while its document is bad.
     LastGoodState = "last-good-state",
+    /// An AuthorizationPolicy decides who may connect.
+    Authorize = "authorize",
+    /// Connections that stand are judged again when what decides about them changes.
+    ReJudging = "re-judging",
 }
 
 /// The variable that names the mechanism to switch off.

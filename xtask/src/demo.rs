@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// Leave it all up at the end, and say how to look around and how to remove it.
     #[arg(long)]
     keep: bool,
-    /// Open a shell in this pod (order, payment or visitor) once the demo has run, or in the one that --keep left up.
+    /// Open a shell in this pod (order, payment, visitor or invoice) once the demo has run, or in the one that --keep left up.
     #[arg(long, value_name = "POD")]
     shell: Option<String>,
     /// Remove what an earlier `--keep`, or a killed demo, left up; show nothing.

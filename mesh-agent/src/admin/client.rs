@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use super::document::{ConnectionFilter, Failure};
+use super::document::{ConnectionFilter, ExplainQuery, Failure};
 
 /// Largest answer that is read: some 100,000 connections.
 const MAX_ANSWER: usize = 128 << 20;
@@ -185,6 +185,15 @@ pub fn connections_target(filter: &ConnectionFilter) -> String {
 /// The target of `GET /connections/older` with this filter.
 pub fn older_target(filter: &ConnectionFilter) -> String {
     filtered("/connections/older", filter)
+}
+
+/// The target of `GET /explain` with this question.
+pub fn explain_target(query: &ExplainQuery) -> String {
+    format!(
+        "/explain?source={}&destination={}",
+        percent_encoded(&query.source),
+        percent_encoded(&query.destination)
+    )
 }
 
 fn filtered(path: &str, filter: &ConnectionFilter) -> String {

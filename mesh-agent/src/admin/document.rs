@@ -3,6 +3,7 @@
 //! Times are RFC 3339 in UTC; durations are seconds; bytes are counted as in Istio's metrics (`received` are the client's).
 
 mod kernel;
+mod policy;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,8 +13,13 @@ use serde::{Deserialize, Serialize};
 
 pub use kernel::{BpfEventEntry, BpfEvents, BpfLog, BpfLogWanted};
 
+pub use policy::{
+    EndpointEntry, ExplainQuery, Explanation, MtlsReadiness, MtlsReadinessEntry, PlaintextEntry, Policies,
+    PolicyEntry, RefusalEntry, Refusals, ServiceEntry, ServicePortEntry, Services, WayEntry,
+};
+
 use crate::settings::SandboxRanges;
-use crate::telemetry::connections::{Live, Reporter, Security};
+use crate::telemetry::connections::{ConnectionInfo, Live, Reporter, Security};
 
 /// `GET /status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -373,26 +379,13 @@ impl ConnectionEntry {
     pub fn of(live: &Live) -> Self {
         let info = &live.info;
         let relaxed = std::sync::atomic::Ordering::Relaxed;
+        let (direction, security, source, destination) = Self::ends(info);
         Self {
             id: live.id,
-            direction: match info.reporter {
-                Reporter::Source => Direction::Outbound,
-                Reporter::Destination => Direction::Inbound,
-            },
-            security: match info.security {
-                Security::MutualTls => SecurityState::MutualTls,
-                Security::None => SecurityState::None,
-            },
-            source: PartyEntry::of(
-                info.source_address,
-                info.source.as_deref(),
-                info.source_identity.as_ref(),
-            ),
-            destination: PartyEntry::of(
-                info.destination_address,
-                info.destination.as_deref(),
-                info.destination_identity.as_ref(),
-            ),
+            direction,
+            security,
+            source,
+            destination,
             requested: info.requested_address,
             service: info.service.as_ref().map(|s| s.hostname.clone()),
             opened_at: timestamp(live.opened_at),
@@ -401,6 +394,29 @@ impl ConnectionEntry {
             sent_bytes: live.counts.sent.load(relaxed),
             held_bytes: live.counts.held(),
         }
+    }
+
+    /// Which way it goes, how, and who is at its ends.
+    pub fn ends(info: &ConnectionInfo) -> (Direction, SecurityState, PartyEntry, PartyEntry) {
+        let direction = match info.reporter {
+            Reporter::Source => Direction::Outbound,
+            Reporter::Destination => Direction::Inbound,
+        };
+        let security = match info.security {
+            Security::MutualTls => SecurityState::MutualTls,
+            Security::None => SecurityState::None,
+        };
+        let source = PartyEntry::of(
+            info.source_address,
+            info.source.as_deref(),
+            info.source_identity.as_ref(),
+        );
+        let destination = PartyEntry::of(
+            info.destination_address,
+            info.destination.as_deref(),
+            info.destination_identity.as_ref(),
+        );
+        (direction, security, source, destination)
     }
 
     /// Whether one of its sides is what `filter` asks for.

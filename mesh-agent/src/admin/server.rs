@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use super::document::{
     Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionFilter, Connections,
-    Failure, OlderConnections, SandboxHost, Status, Workloads,
+    ExplainQuery, Explanation, Failure, MtlsReadiness, OlderConnections, Policies, Refusals, SandboxHost,
+    Services, Status, Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
 use crate::telemetry::serve::{self, Server};
@@ -27,6 +28,19 @@ pub trait View: Send + Sync + 'static {
     fn connections(&self, filter: &ConnectionFilter) -> Connections;
     /// `GET /connections/older`.
     fn older_connections(&self, filter: &ConnectionFilter) -> OlderConnections;
+    /// `GET /policies`.
+    fn policies(&self) -> Policies;
+    /// `GET /refusals`.
+    fn refusals(&self) -> Refusals;
+    /// `GET /explain`.
+    ///
+    /// # Errors
+    /// Says which name means nothing, and what is expected.
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String>;
+    /// `GET /services`.
+    fn services(&self) -> Services;
+    /// `GET /mtls/readiness`.
+    fn mtls_readiness(&self) -> MtlsReadiness;
     /// `GET /certs`.
     fn certificates(&self) -> Certificates;
     /// `GET /bpf`.
@@ -92,6 +106,28 @@ pub fn router(view: Arc<dyn View>) -> Router {
             get(async |State(v): Shared, Query(filter): Query<ConnectionFilter>| {
                 answer(move || v.older_connections(&filter)).await
             }),
+        )
+        .route(
+            "/policies",
+            get(async |State(v): Shared| answer(move || v.policies()).await),
+        )
+        .route(
+            "/refusals",
+            get(async |State(v): Shared| answer(move || v.refusals()).await),
+        )
+        .route(
+            "/explain",
+            get(async |State(v): Shared, Query(query): Query<ExplainQuery>| {
+                answer_or_refuse(move || v.explain(&query)).await
+            }),
+        )
+        .route(
+            "/services",
+            get(async |State(v): Shared| answer(move || v.services()).await),
+        )
+        .route(
+            "/mtls/readiness",
+            get(async |State(v): Shared| answer(move || v.mtls_readiness()).await),
         )
         .route(
             "/certs",

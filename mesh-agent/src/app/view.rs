@@ -14,9 +14,9 @@ use crate::admin::View;
 use crate::admin::document::{
     Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfForeign, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod,
     BpfProgram, CaptureState, CertificateCounts, CertificateEntry, CertificateState, Certificates, Checks,
-    Config, ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState,
-    OlderConnections, PodCounts, SandboxHost, SessionCounts, SnapshotStatus, Status, UsageEntry,
-    WorkloadEntry, Workloads, timestamp,
+    Config, ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState, ExplainQuery,
+    Explanation, MtlsReadiness, OlderConnections, PodCounts, Policies, Refusals, SandboxHost, Services,
+    SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads, timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
@@ -31,6 +31,7 @@ use crate::worker::{Place, Usage, Workers};
 
 use super::checks;
 
+mod policy;
 mod uncaptured;
 
 /// How far each local enrolled workload is captured.
@@ -222,6 +223,32 @@ impl View for AgentView {
         connections.retain(|entry| entry.matches(filter));
         connections.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
         Connections { connections }
+    }
+
+    fn policies(&self) -> Policies {
+        policy::policies(&self.snapshots.load(), self.log.policies())
+    }
+
+    fn refusals(&self) -> Refusals {
+        policy::refusals(self.log.policies())
+    }
+
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String> {
+        policy::explain(&self.snapshots.load(), query)
+    }
+
+    fn services(&self) -> Services {
+        policy::services(&self.snapshots.load())
+    }
+
+    fn mtls_readiness(&self) -> MtlsReadiness {
+        policy::readiness(
+            &self.snapshots.load(),
+            timestamp(self.started.0),
+            &self.workloads(),
+            &self.older_connections(&ConnectionFilter::default()),
+            self.log.policies().plaintext(),
+        )
     }
 
     fn certificates(&self) -> Certificates {

@@ -12,8 +12,8 @@ use thiserror::Error;
 
 use super::exit::{CTL_CODES, Exit};
 use super::render;
-use crate::admin::client::{Client, ClientError, connections_target, older_target};
-use crate::admin::document::{BpfLogWanted, Check, Checks, ConnectionFilter, Level};
+use crate::admin::client::{Client, ClientError, connections_target, explain_target, older_target};
+use crate::admin::document::{BpfLogWanted, Check, Checks, ConnectionFilter, ExplainQuery, Level};
 use crate::admin::{DEFAULT_SOCKET, host};
 use crate::capture::CaptureOptions;
 
@@ -55,12 +55,48 @@ pub enum Command {
     Workloads,
     /// The live connections.
     Connections(ConnectionArgs),
+    /// Why a connection would be let in or refused: policy, rule and field.
+    Explain(ExplainArgs),
+    /// The AuthorizationPolicies: whom they select on this node, what they decided, what is wrong with them.
+    Policies,
+    /// The latest refusals, with their ids.
+    Refusals,
+    /// The services: their endpoints, which of them clients of this node get, and why not the others.
+    Services,
+    /// Mutual TLS.
+    Mtls(MtlsArgs),
     /// The certificates of this node's identities.
     Certs,
     /// The BPF maps and what the BPF programs counted; their latest events; their debug log.
     Bpf(BpfArgs),
-    /// Rejected documents with file, line and column, and notices.
+    /// Rejected documents with file, line and column; unknown fields, conflicts, and what is ignored.
     Config,
+}
+
+/// What to explain.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Who connects: NAMESPACE/POD, NAMESPACE/SERVICE-ACCOUNT, a SPIFFE id, or an address.
+    #[arg(value_name = "SRC")]
+    pub source: String,
+    /// Where to: NAMESPACE/POD, a Service's host name (NAME.NAMESPACE will do), or an address; the port may be left out where there is only one.
+    #[arg(value_name = "DST[:PORT]")]
+    pub destination: String,
+}
+
+/// What of mutual TLS.
+#[derive(Debug, Args)]
+pub struct MtlsArgs {
+    /// What.
+    #[command(subcommand)]
+    pub command: MtlsCommand,
+}
+
+/// What of mutual TLS.
+#[derive(Debug, Subcommand)]
+pub enum MtlsCommand {
+    /// Who still talks plaintext to the workloads of this node, and which of these may go STRICT.
+    Readiness,
 }
 
 /// What of BPF.
@@ -181,6 +217,19 @@ async fn show(cli: &Cli) -> Result<Exit, CtlError> {
                     .await?
             }
         }
+        Command::Explain(args) => {
+            let query = ExplainQuery {
+                source: args.source.clone(),
+                destination: args.destination.clone(),
+            };
+            ask.shown(&explain_target(&query), render::explanation).await?
+        }
+        Command::Policies => ask.shown("/policies", render::policies).await?,
+        Command::Refusals => ask.shown("/refusals", render::refusals).await?,
+        Command::Services => ask.shown("/services", render::services).await?,
+        Command::Mtls(MtlsArgs {
+            command: MtlsCommand::Readiness,
+        }) => ask.shown("/mtls/readiness", render::readiness).await?,
         Command::Certs => ask.shown("/certs", render::certificates).await?,
         Command::Bpf(BpfArgs { command: None }) => ask.shown("/bpf", render::bpf).await?,
         Command::Bpf(BpfArgs {

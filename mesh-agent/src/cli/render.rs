@@ -1,9 +1,10 @@
 //! The documents of the admin API as tables for people, at most [`WIDTH`] columns wide. Pure.
 
 mod kernel;
+mod policy;
 
 use comfy_table::{ContentArrangement, Table, presets};
-use mesh_core::manifest::Origin;
+use mesh_core::manifest::{NoticeKind, Origin};
 use mesh_core::model::ObjectRef;
 
 use crate::admin::document::{
@@ -13,6 +14,7 @@ use crate::admin::document::{
 };
 
 pub(super) use kernel::{bpf_events, bpf_log};
+pub(super) use policy::{explanation, policies, readiness, refusals, services};
 
 /// Columns of a table at most.
 const WIDTH: u16 = 100;
@@ -500,11 +502,24 @@ pub(super) fn config(config: &Config) -> String {
             &rejection.message,
         );
     }
-    if !config.notices.is_empty() {
-        out += "\nNotices:\n";
-    }
-    for notice in &config.notices {
-        out += &note(notice.origin.as_ref(), notice.object.as_ref(), &notice.message);
+    for (kind, title) in [
+        (NoticeKind::Conflict, "Conflicts"),
+        (NoticeKind::Changed, "In force, but not as written"),
+        (NoticeKind::Ignored, "Ignored"),
+        (NoticeKind::UnknownField, "Unknown fields"),
+        (NoticeKind::UnknownKind, "Unknown kinds"),
+    ] {
+        let mut notices = config
+            .notices
+            .iter()
+            .filter(|notice| notice.kind == kind)
+            .peekable();
+        if notices.peek().is_some() {
+            out += &format!("\n{title}:\n");
+        }
+        for notice in notices {
+            out += &note(notice.origin.as_ref(), notice.object.as_ref(), &notice.message);
+        }
     }
     out
 }

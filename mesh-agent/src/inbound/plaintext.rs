@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::plan::{self, Inbound, Reason, Refusal};
+use mesh_core::plan::{self, Reason, Refusal};
 use tokio::net::TcpStream;
 
+use super::admit::admit;
 use super::deliver;
-use crate::telemetry::connections::{ConnectionInfo, Reporter, ResponseFlag, Security};
+use crate::telemetry::connections::{ConnectionInfo, Reporter, Security};
 use crate::tunnel::copy::{self, Side};
-use crate::tunnel::{AppStream, Carried, PodContext};
+use crate::tunnel::{AppStream, Carried, Facts, PodContext};
 
 /// Carries a plaintext connection to the pod, where its policy permits it; resets it where not.
 pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
@@ -18,9 +19,35 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
         return; // Reset before we looked.
     };
     let mut connection = Carried::new(context.path.log.open(info(&context, client, local)));
-    match permit(&context, client, local) {
-        Ok(permit) => carry(&context, app, permit, client, &mut connection).await,
-        Err(refusal) => connection.fail(ResponseFlag::Deny, refusal.reason.as_str(), refusal.message),
+    if let Err(refusal) = own_address(&context, client, local) {
+        connection.refuse(&refusal);
+        return;
+    }
+    let facts = Facts {
+        client: client.ip(),
+        identity: None,
+        address: local,
+    };
+    let (mut stands, admitted) = admit(&context, facts);
+    let permit = match admitted {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            connection.refuse(&refusal);
+            return;
+        }
+    };
+    connection.admitted(permit.judgement());
+    let revoked = {
+        // In place: `select!` would keep room for a second one.
+        let mut carried = std::pin::pin!(carry(&context, app, permit, client, &mut connection));
+        tokio::select! {
+            biased;
+            () = &mut carried => None,
+            refusal = stands.revoked() => Some(refusal),
+        }
+    };
+    if let Some(refusal) = revoked {
+        connection.revoke(&refusal);
     }
 }
 
@@ -48,22 +75,16 @@ async fn carry(
     }
 }
 
-fn permit(context: &PodContext, client: SocketAddr, local: SocketAddr) -> Result<plan::Permit, Refusal> {
-    if !context.pod.addresses.contains(&local.ip()) {
-        return Err(Refusal::new(
-            Reason::ForbiddenDestination,
-            format!(
-                "{local} is not an address of pod {}: {client} is refused",
-                context.pod.uid
-            ),
-        ));
+/// The listener's namespace may have addresses that are not the pod's.
+fn own_address(context: &PodContext, client: SocketAddr, local: SocketAddr) -> Result<(), Refusal> {
+    if context.pod.addresses.contains(&local.ip()) {
+        return Ok(());
     }
-    let inbound = Inbound {
-        client: client.ip(),
-        identity: None,
-        address: local,
-    };
-    plan::inbound(&context.path.snapshots.load(), &context.pod.uid, &inbound)
+    let message = format!(
+        "{local} is not an address of pod {}: {client} is refused",
+        context.pod.uid
+    );
+    Err(Refusal::new(Reason::ForbiddenDestination, message))
 }
 
 fn info(context: &PodContext, client: SocketAddr, local: SocketAddr) -> ConnectionInfo {

@@ -9,17 +9,18 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use mesh_core::model::SpiffeId;
-use mesh_core::plan::{self, Inbound, Permit, Reason};
+use mesh_core::plan::{self, Permit, Reason, Refusal};
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
 
+use super::admit::admit;
 use super::deliver;
 use crate::identity;
 use crate::telemetry::connections::{ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security};
 use crate::tunnel::copy::{self, CopyError, Early, Side};
 use crate::tunnel::{
-    AppStream, Carried, OverBudget, Place, PodContext, Pressure, READ_BUFFER, StreamGuard, TunnelError,
-    accept_http2, headers,
+    AppStream, Carried, Facts, OverBudget, Place, PodContext, Pressure, READ_BUFFER, Stands, StreamGuard,
+    TunnelError, accept_http2, headers,
 };
 
 /// The other agent, on behalf of the workload that it proved to be.
@@ -125,6 +126,40 @@ struct Rejected {
     flag: ResponseFlag,
     reason: &'static str,
     message: String,
+    /// Where `plan` refuses it.
+    refusal: Option<Refusal>,
+}
+
+impl Rejected {
+    /// The status that says why `plan` refuses it.
+    fn by(refusal: Refusal) -> Self {
+        let status = match refusal.reason {
+            Reason::UnknownWorkload | Reason::ForbiddenDestination => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::WrongAuthority => StatusCode::BAD_REQUEST,
+            _ => StatusCode::UNAUTHORIZED,
+        };
+        Self {
+            status,
+            flag: ResponseFlag::Deny,
+            reason: refusal.reason.as_str(),
+            message: String::new(),
+            refusal: Some(refusal),
+        }
+    }
+
+    /// Marks the connection, and gives the answer.
+    fn mark(self, connection: &mut Carried) -> Response<()> {
+        let Some(refusal) = self.refusal else {
+            connection.fail(self.flag, self.reason, self.message);
+            return answer(self.status);
+        };
+        let id = connection.refuse(&refusal);
+        let mut response = answer(self.status);
+        if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+            response.headers_mut().insert(headers::REFUSAL, value);
+        }
+        response
+    }
 }
 
 impl Stream {
@@ -137,24 +172,43 @@ impl Stream {
         let mut connection = Carried::new(self.context.path.log.open(info));
         let place = self.context.budget.take(Place::Stream);
         let admitted = match (&place, address) {
-            (Ok(_), Ok(address)) => self.permit(address),
+            (Ok(_), Ok(address)) => self.admit(address),
             (Err(over), _) => Err(over_budget(&self.context, *over)),
             (_, Err(rejected)) => Err(rejected),
         };
         let outcome = match admitted {
-            Ok(permit) => self.deliver(permit, client, &mut respond, &mut connection).await,
+            Ok((mut stands, permit)) => {
+                connection.admitted(permit.judgement());
+                let delivered = tokio::select! {
+                    biased;
+                    delivered = self.deliver(permit, client, &mut respond, &mut connection) => delivered,
+                    refusal = stands.revoked() => Err(Rejected::by(refusal)),
+                };
+                delivered.map(|app| app.map(|app| (stands, app)))
+            }
             Err(rejected) => Err(rejected),
         };
         match outcome {
-            Ok(Some(app)) => {
-                self.carry(app, request.into_body(), respond, &mut connection)
-                    .await
+            Ok(Some((mut stands, app))) => {
+                let revoked = {
+                    // In place: `select!` would keep room for a second one.
+                    let body = request.into_body();
+                    let mut carried = std::pin::pin!(self.carry(app, body, respond, &mut connection));
+                    tokio::select! {
+                        biased;
+                        () = &mut carried => None,
+                        refusal = stands.revoked() => Some(refusal),
+                    }
+                };
+                if let Some(refusal) = revoked {
+                    connection.revoke(&refusal);
+                }
             }
             Ok(None) => {}
             Err(rejected) => {
+                let response = rejected.mark(&mut connection);
                 // Fails only when the stream is gone.
-                let _ = respond.send_response(answer(rejected.status), true);
-                connection.fail(rejected.flag, rejected.reason, rejected.message);
+                let _ = respond.send_response(response, true);
             }
         }
     }
@@ -166,6 +220,7 @@ impl Stream {
             flag: ResponseFlag::Deny,
             reason,
             message,
+            refusal: None,
         };
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
         if request.method() != Method::CONNECT || extended {
@@ -184,41 +239,18 @@ impl Stream {
                 format!("{} sent a CONNECT without an authority", self.peer.identity),
             ));
         };
-        plan::hbone_authority(authority.as_str(), &self.context.pod.addresses).map_err(|refusal| {
-            let status = match refusal.reason {
-                Reason::ForbiddenDestination => StatusCode::SERVICE_UNAVAILABLE,
-                _ => StatusCode::BAD_REQUEST,
-            };
-            Rejected {
-                status,
-                flag: ResponseFlag::Deny,
-                reason: refusal.reason.as_str(),
-                message: refusal.message,
-            }
-        })
+        plan::hbone_authority(authority.as_str(), &self.context.pod.addresses).map_err(Rejected::by)
     }
 
     /// Asks the policy.
-    fn permit(&self, address: SocketAddr) -> Result<Permit, Rejected> {
-        let inbound = Inbound {
+    fn admit(&self, address: SocketAddr) -> Result<(Stands, Permit), Rejected> {
+        let facts = Facts {
             client: self.peer.address.ip(),
-            identity: Some(&self.peer.identity),
+            identity: Some(self.peer.identity.clone()),
             address,
         };
-        let snapshot = self.context.path.snapshots.load();
-        plan::inbound(&snapshot, &self.context.pod.uid, &inbound).map_err(|refusal| {
-            let status = match refusal.reason {
-                Reason::UnknownWorkload | Reason::ForbiddenDestination => StatusCode::SERVICE_UNAVAILABLE,
-                Reason::WrongAuthority => StatusCode::BAD_REQUEST,
-                _ => StatusCode::UNAUTHORIZED,
-            };
-            Rejected {
-                status,
-                flag: ResponseFlag::Deny,
-                reason: refusal.reason.as_str(),
-                message: refusal.message,
-            }
-        })
+        let (stands, admitted) = admit(&self.context, facts);
+        Ok((stands, admitted.map_err(Rejected::by)?))
     }
 
     /// Connects to the application; `None` when the peer gave up meanwhile.
@@ -243,6 +275,7 @@ impl Stream {
                     flag: error.flag(),
                     reason: error.reason(),
                     message: error.to_string(),
+                    refusal: None,
                 }),
             },
         }
@@ -308,6 +341,7 @@ fn over_budget(context: &PodContext, over: OverBudget) -> Rejected {
             over.place.as_str(),
             over.limit
         ),
+        refusal: None,
     }
 }
 

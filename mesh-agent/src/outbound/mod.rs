@@ -209,7 +209,7 @@ impl Failure {
     fn mark(self, connection: &mut Carried) {
         match self {
             Failure::Refused(refusal) => {
-                connection.fail(ResponseFlag::Deny, refusal.reason.as_str(), refusal.message)
+                connection.refuse(&refusal);
             }
             Failure::Tunnel(error) => error.mark(connection),
             Failure::Copy(error) => connection.fail(error.flag(), error.reason(), error.to_string()),

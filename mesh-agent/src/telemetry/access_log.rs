@@ -1,7 +1,7 @@
 //! One line per closed connection, through the tracing target `access`, in the shape of the ambient peers' L4 access log.
 //!
 //! Fields that are not known are absent. `bytes_sent` are the server's bytes (the response), `bytes_recv` the client's, as in
-//! Istio's metrics. `error` and `response_flags` stand only on connections that failed.
+//! Istio's metrics. `error` and `response_flags` stand only on connections that failed, `refusal` (an id) on those that were refused.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -51,6 +51,7 @@ pub(super) fn write(live: &Live, failure: Option<&Failure>) {
             "connection failed",
             error = failure.message.as_str(),
             reason = failure.reason,
+            refusal = failure.refusal.as_ref().map(|id| id.as_str()),
             response_flags = failure.flag.as_str()
         ),
     }

@@ -9,14 +9,20 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use mesh_core::authz::Judgement;
 use mesh_core::model::{Service, SpiffeId, Workload};
+use mesh_core::plan::Refusal;
 
 use super::access_log;
 use super::labels::{HasParties, Present, SeriesKey};
+use super::policy::{PolicyLog, RefusalId};
 use super::tally::{Failures, Handshakes, Retries, Tallies, Tally, TunnelEnds};
 use super::traffic::{SHARDS, Sample, Series, Traffic};
+
+/// The reason of connections that were let in and are refused after a change.
+pub const REVOKED: &str = "policy_changed";
 
 /// Which side of a connection this agent is on; Istio's `reporter` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -174,6 +180,8 @@ pub struct Failure {
     pub reason: &'static str,
     /// For people: who failed and what to look at.
     pub message: String,
+    /// The id of the refusal, where it was one.
+    pub refusal: Option<RefusalId>,
 }
 
 /// A connection of the table, as readers see it.
@@ -241,6 +249,7 @@ impl Padded {
 pub struct ConnectionLog {
     shards: [Padded; SHARDS],
     traffic: Traffic,
+    policies: PolicyLog,
 }
 
 impl ConnectionLog {
@@ -318,6 +327,11 @@ impl ConnectionLog {
     /// The counters of retries, for the registry.
     pub fn retries(&self) -> Retries {
         self.tallied(|tallies| &tallies.retries)
+    }
+
+    /// What policies decided.
+    pub fn policies(&self) -> &PolicyLog {
+        &self.policies
     }
 
     /// The live connections, the oldest first within a shard. Takes each shard's lock for as long as it takes to copy its list.
@@ -436,7 +450,34 @@ impl Connection {
             flag,
             reason,
             message,
+            refusal: None,
         });
+    }
+
+    /// Counts what policies said when they let it in.
+    pub fn admitted(&self, judgement: &Judgement) {
+        self.log.policies.admitted(&self.live.info, judgement);
+    }
+
+    /// Marks it as refused, and returns the refusal's id. The first failure stays.
+    pub fn refuse(&mut self, refusal: &Refusal) -> RefusalId {
+        self.refused(refusal, refusal.reason.as_str(), None)
+    }
+
+    /// Marks it as refused after it had been let in.
+    pub fn revoke(&mut self, refusal: &Refusal) {
+        self.refused(refusal, REVOKED, Some(self.live.age()));
+    }
+
+    fn refused(&mut self, refusal: &Refusal, reason: &'static str, stood: Option<Duration>) -> RefusalId {
+        let id = self.log.policies.refused(&self.live.info, refusal, stood);
+        self.failure.get_or_insert(Failure {
+            flag: ResponseFlag::Deny,
+            reason,
+            message: refusal.message.clone(),
+            refusal: Some(id.clone()),
+        });
+        id
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Everything is read at the scrape; nothing here runs between scrapes.
 
+mod policy;
+
 use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc};
@@ -139,6 +141,7 @@ impl Collector for Pulled {
         let mut families = tcp(&self.log.scrape());
         families.extend(room(self.log.traffic().room()));
         families.extend(outcomes(&self.log));
+        families.extend(policy::families(self.log.policies()));
         families.extend(agent(&(self.readings)()));
         families.extend(
             process::read()

@@ -6,6 +6,8 @@ pub mod http;
 pub mod labels;
 pub mod logging;
 pub mod metrics;
+pub mod plaintext;
+pub mod policy;
 mod process;
 pub mod readiness;
 pub mod serve;

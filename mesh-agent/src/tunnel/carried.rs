@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
+use mesh_core::authz::Judgement;
+use mesh_core::plan::Refusal;
+
 use crate::telemetry::connections::{ByteCounts, Connection, ResponseFlag};
+use crate::telemetry::policy::RefusalId;
 
 /// The guard of a connection that is being carried. Dropped without [`Carried::ended`] or a failure, because its task was cancelled or
 /// panicked, it is logged as cut off.
@@ -29,6 +33,23 @@ impl Carried {
     /// It ended in order.
     pub fn ended(&mut self) {
         self.done = true;
+    }
+
+    /// It is let in, and policies said this of it.
+    pub fn admitted(&self, judgement: &Judgement) {
+        self.connection.admitted(judgement);
+    }
+
+    /// It is refused. Returns the id of the refusal.
+    pub fn refuse(&mut self, refusal: &Refusal) -> RefusalId {
+        self.done = true;
+        self.connection.refuse(refusal)
+    }
+
+    /// It is refused after it had been let in.
+    pub fn revoke(&mut self, refusal: &Refusal) {
+        self.done = true;
+        self.connection.revoke(refusal);
     }
 
     /// It failed. `message` says who failed and what to look at.

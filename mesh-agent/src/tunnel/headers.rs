@@ -3,8 +3,19 @@
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use mesh_core::model::Workload;
+
+/// Names the refusal in the answer to a CONNECT that is refused: what to look for at the destination's agent. Ours; peers pass over it.
+pub const REFUSAL: &str = "x-mesh-refusal-id";
+
+/// The id of a refusal, as far as it looks like one.
+pub fn refusal(headers: &HeaderMap) -> Option<String> {
+    const LONGEST: usize = 40;
+    let id = headers.get(REFUSAL)?.to_str().ok()?;
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    ((1..=LONGEST).contains(&id.len()) && id.bytes().all(good)).then(|| id.to_owned())
+}
 
 /// `for="ip:port"`, with `;host=…` when a service was addressed by name.
 pub fn forwarded(client: SocketAddr, service: Option<&str>) -> Option<HeaderValue> {
@@ -126,6 +137,20 @@ mod tests {
         assert_eq!(told("for=\"198.18.0.9:47228\""), peer);
         assert_eq!(told("for=\"198.18.0.1:0\""), peer);
         assert_eq!(real_client(peer, None), peer);
+    }
+
+    #[test]
+    fn the_id_of_a_refusal_is_taken_for_one_only_if_it_looks_like_one() {
+        let read = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REFUSAL, HeaderValue::from_bytes(value).unwrap());
+            refusal(&headers)
+        };
+        assert_eq!(read(b"4f2a-17").as_deref(), Some("4f2a-17"));
+        for bad in [&b""[..], b"a b", b"a\tb", b"\xff", b"<x>", &[b'a'; 41]] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+        assert_eq!(refusal(&HeaderMap::new()), None);
     }
 
     proptest! {

@@ -15,6 +15,7 @@ mod meter;
 mod path;
 mod pool;
 mod server;
+mod standing;
 mod stream;
 mod turns;
 
@@ -29,6 +30,7 @@ pub use meter::{Meter, Pressure, StreamGuard};
 pub use path::{DataPath, Limits, PodContext, Tasks};
 pub use pool::{Pool, PoolKey};
 pub use server::accept_http2;
+pub use standing::{Facts, Judged, Standing, Stands};
 pub use stream::AppStream;
 pub use turns::{Turn, Turns};
 

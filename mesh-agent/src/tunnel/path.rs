@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Account, Budget, Carried, Legs, Pool, Turns};
+use super::{Account, Budget, Carried, Legs, Pool, Standing, Turns};
 use crate::affinity::Affinity;
 use crate::capture::{FlowTable, Pod};
 use crate::identity::Identities;
@@ -153,6 +153,8 @@ pub struct PodContext {
     pub handshakes: Arc<Turns>,
     /// What the pod may take of this worker.
     pub budget: Arc<Budget>,
+    /// The pod's inbound connections on this worker, to be judged again when that is due.
+    pub standing: Arc<Standing>,
 }
 
 impl PodContext {

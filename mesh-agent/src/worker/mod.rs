@@ -2,6 +2,7 @@
 //! TLS configurations and their session caches, and nothing else that is written.
 
 mod accept;
+mod rejudge;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -31,7 +32,7 @@ struct Worker {
     runtime: Handle,
     pool: Arc<Pool>,
     tasks: Tasks,
-    pods: Mutex<HashMap<WorkloadUid, Arc<PodContext>>>,
+    pods: Arc<Mutex<HashMap<WorkloadUid, Arc<PodContext>>>>,
     /// Cancelled to end the thread.
     end: CancellationToken,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -178,18 +179,19 @@ impl Worker {
             runtime: runtime.handle().clone(),
             pool: Arc::default(),
             tasks: Tasks::default(),
-            pods: Mutex::default(),
+            pods: Arc::default(),
             end: CancellationToken::new(),
             thread: Mutex::default(),
         };
         let (end, pool, path) = (worker.end.clone(), Arc::clone(&worker.pool), Arc::clone(path));
+        let pods = Arc::clone(&worker.pods);
         let thread = std::thread::Builder::new()
             .name(format!("worker-{n}"))
             .spawn(move || {
                 runtime.block_on(async move {
                     tokio::select! {
                         () = end.cancelled() => {}
-                        () = follow(&path, &pool) => {}
+                        () = follow(&path, &pool, &pods) => {}
                     }
                 });
                 // Dropping the runtime drops every connection, which resets it.
@@ -222,17 +224,23 @@ impl Worker {
             drain: drain.clone(),
             handshakes: Turns::new(path.limits.handshakes_per_client),
             budget: Budget::new(path.limits),
+            standing: Arc::default(),
         });
         pods.insert(pod.uid.clone(), Arc::clone(&context));
         context
     }
 }
 
-/// Drops pooled connections to workloads that have left the snapshot.
-async fn follow(path: &DataPath, pool: &Pool) {
+/// Drops pooled connections to workloads that have left the snapshot, and has connections judged again where it decides otherwise now.
+async fn follow(path: &DataPath, pool: &Pool, pods: &Mutex<HashMap<WorkloadUid, Arc<PodContext>>>) {
     let mut versions = path.snapshots.watch();
+    let mut before = path.snapshots.load();
     while versions.changed().await.is_ok() {
-        pool.prune(&path.snapshots.load());
+        let now = path.snapshots.load();
+        pool.prune(&now);
+        let all = lock(pods).values().cloned().collect();
+        rejudge::rejudge(all, &before, &now).await;
+        before = now;
     }
     std::future::pending().await
 }

@@ -147,6 +147,21 @@ impl App {
 }
 
 impl Pod {
+    /// Whether an echo server at this address answers this pod's clients. One that does not must refuse, not stay silent.
+    ///
+    /// # Errors
+    /// When the client cannot run, or was refused without a clear end.
+    pub fn reaches(&self, ip: IpAddr, port: u16) -> Result<bool> {
+        let report = self.connect(ip, port, "exchange", &["--timeout", "3000"])?;
+        if report.text == "ping\n" {
+            return Ok(true);
+        }
+        if report.error.is_none() && report.end != "reset" {
+            bail!("refused without a clear end: {report:?}");
+        }
+        Ok(false)
+    }
+
     /// Runs `mesh-testapp connect ADDRESS:PORT MODE ARGS…` in this pod to its end.
     ///
     /// # Errors

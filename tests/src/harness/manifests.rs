@@ -113,6 +113,29 @@ impl Manifests {
         self.write(&format!("svc-{name}"), &text)
     }
 
+    /// An AuthorizationPolicy, as `authz-NAME`.yaml; `spec` in YAML's flow style.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn authorization(&self, namespace: &str, name: &str, spec: &str) -> Result<()> {
+        self.write(
+            &format!("authz-{name}"),
+            &authorization_yaml(namespace, name, "", spec),
+        )
+    }
+
+    /// As [`Manifests::authorization`], as a dry run.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn dry_run(&self, namespace: &str, name: &str, spec: &str) -> Result<()> {
+        let dry = "\n  annotations: {istio.io/dry-run: 'true'}";
+        self.write(
+            &format!("authz-{name}"),
+            &authorization_yaml(namespace, name, dry, spec),
+        )
+    }
+
     /// A PeerAuthentication for a whole namespace: `mode` is `STRICT` or `PERMISSIVE`.
     ///
     /// # Errors
@@ -126,6 +149,14 @@ impl Manifests {
             ),
         )
     }
+}
+
+/// An AuthorizationPolicy's document; `more` are lines below its metadata.
+pub fn authorization_yaml(namespace: &str, name: &str, more: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: {name}\n  namespace: {namespace}{more}\n\
+         spec: {spec}\n"
+    )
 }
 
 fn pod_yaml(pod: &PodSpec) -> Result<String> {

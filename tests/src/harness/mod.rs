@@ -27,7 +27,7 @@ pub use certs::{Leaf, TestCa};
 pub use cgroup::{Cgroup, cgroup2_mount};
 pub use link::{Impairment, Link, LinkTally};
 pub use load::{LoadReport, LoadServer, LoadTally, Loading, Turned};
-pub use manifests::Manifests;
+pub use manifests::{Manifests, authorization_yaml};
 pub use netns::Netns;
 pub use node::{Node, Pod, PodSpec};
 pub use observe::{KernelObjects, Usage, attached_to, map_entries, resident, sockets};

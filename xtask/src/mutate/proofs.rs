@@ -62,4 +62,6 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::StreamBudget, "mesh_agent", "worker::tests::a_pod_over_its_stream_budget_refuses_and_says_so", "worker/tests"),
     proof(Mechanism::HandshakeBudget, "mesh_agent", "tunnel::budget::tests::handshakes_run_out_and_come_back", "budget.rs"),
     proof(Mechanism::LastGoodState, "capture", "config::a_bad_document_is_named_with_line_and_column_and_the_last_good_one_stays_in_force", "config.rs"),
+    proof(Mechanism::Authorize, "policy", "decisions::a_policy_lets_in_whom_it_names_and_refuses_others_with_the_reason", "another identity"),
+    proof(Mechanism::ReJudging, "policy", "changes::a_change_of_policy_closes_the_connections_that_it_denies_and_leaves_the_others", "still runs"),
 ];

@@ -76,12 +76,40 @@ impl Verdict {
         matches!(self, Verdict::AllowedByDefault | Verdict::Allowed(_))
     }
 
-    /// The policies that a refusal is counted under: the one that denies, or those that could have allowed.
-    pub fn refused_by(&self) -> &[ObjectRef] {
+    /// Where it comes from; `None` where no policy has a say.
+    pub fn ground(&self) -> Option<Ground<'_>> {
+        let of = |rule: &'_ RuleRef| (rule.action, Some(rule.rule));
         match self {
-            Verdict::AllowedByDefault | Verdict::Allowed(_) => &[],
-            Verdict::Denied(rule) => std::slice::from_ref(&rule.policy),
-            Verdict::NothingAllowed { policies, .. } => policies,
+            Verdict::AllowedByDefault => None,
+            Verdict::Allowed(rule) | Verdict::Denied(rule) => {
+                let (action, index) = of(rule);
+                Some(Ground {
+                    policy: &rule.policy,
+                    action,
+                    rule: index,
+                    field: None,
+                    why: None,
+                })
+            }
+            Verdict::NothingAllowed {
+                nearest: Some(miss), ..
+            } => {
+                let (action, index) = of(&miss.rule);
+                Some(Ground {
+                    policy: &miss.rule.policy,
+                    action,
+                    rule: index,
+                    field: Some(&miss.field),
+                    why: Some(&miss.why),
+                })
+            }
+            Verdict::NothingAllowed { policies, .. } => policies.first().map(|policy| Ground {
+                policy,
+                action: Action::Allow,
+                rule: None,
+                field: None,
+                why: None,
+            }),
         }
     }
 }
@@ -123,6 +151,72 @@ pub struct Judgement {
     pub dry_run: Option<Verdict>,
     /// The AUDIT rules that match.
     pub audited: Vec<RuleRef>,
+    /// What each policy is counted under.
+    pub tallies: Vec<Tally>,
+}
+
+/// One count of one policy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Tally {
+    /// The policy.
+    pub policy: ObjectRef,
+    /// What it does.
+    pub action: Action,
+    /// What it said.
+    pub word: Word,
+}
+
+impl Tally {
+    fn new(policy: ObjectRef, action: Action, word: Word) -> Self {
+        Self { policy, action, word }
+    }
+}
+
+/// What a policy said of a connection. The names are the `verdict` label of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    /// It let it in.
+    Allowed,
+    /// It refused it; of an ALLOW policy: neither it nor another one let it in.
+    Denied,
+    /// It ended a connection that stood, by a change.
+    Closed,
+    /// Its rule matched, and it only counts.
+    Audited,
+    /// It is a dry run, and would have let it in.
+    DryRunAllowed,
+    /// It is a dry run, and would have refused it.
+    DryRunDenied,
+}
+
+impl Word {
+    /// The name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Word::Allowed => "allowed",
+            Word::Denied => "denied",
+            Word::Closed => "closed",
+            Word::Audited => "audited",
+            Word::DryRunAllowed => "dry_run_allowed",
+            Word::DryRunDenied => "dry_run_denied",
+        }
+    }
+}
+
+/// Where a verdict comes from: what a person looks at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ground<'a> {
+    /// The policy that decides, or that came closest.
+    pub policy: &'a ObjectRef,
+    /// What it does.
+    pub action: Action,
+    /// The rule, where the policy has any.
+    pub rule: Option<usize>,
+    /// The first field that did not hold, of the rule that came closest.
+    pub field: Option<&'a str>,
+    /// What that field wants, and what the connection has.
+    pub why: Option<&'a str>,
 }
 
 /// The policies that select one workload. What it costs to judge depends on these alone, not on how many others there are.
@@ -173,13 +267,40 @@ impl Applicable {
     pub fn judge(&self, local: LocalDomain<'_>, facts: &Facts<'_>) -> Judgement {
         let subject = Subject::new(local, facts);
         let audited = self.auditing.iter().filter(|policy| !policy.dry_run);
-        Judgement {
+        let mut judgement = Judgement {
             verdict: self.verdict(&subject, false),
             dry_run: self.dry_run.then(|| self.verdict(&subject, true)),
             audited: audited
                 .filter_map(|policy| matching_rule(policy, &subject))
                 .collect(),
+            tallies: Vec::new(),
+        };
+        judgement.tallies = tallies(&judgement);
+        if self.dry_run {
+            judgement.tallies.extend(self.dry_tallies(&subject, &judgement));
         }
+        judgement
+    }
+
+    /// What each dry-run policy would have said, whatever the others say.
+    fn dry_tallies(&self, subject: &Subject<'_>, judgement: &Judgement) -> Vec<Tally> {
+        let nothing_allowed = matches!(judgement.dry_run, Some(Verdict::NothingAllowed { .. }));
+        let dry = |policies: &'_ [Arc<AuthorizationPolicy>]| -> Vec<Arc<AuthorizationPolicy>> {
+            policies.iter().filter(|policy| policy.dry_run).cloned().collect()
+        };
+        let refused = dry(&self.refusing)
+            .into_iter()
+            .filter(|policy| matching_rule(policy, subject).is_some())
+            .map(|policy| Tally::new(policy.object(), policy.action, Word::DryRunDenied));
+        let allowing = dry(&self.allowing).into_iter().filter_map(|policy| {
+            let word = match matching_rule(&policy, subject) {
+                Some(_) => Word::DryRunAllowed,
+                None if nothing_allowed => Word::DryRunDenied,
+                None => return None,
+            };
+            Some(Tally::new(policy.object(), policy.action, word))
+        });
+        refused.chain(allowing).collect()
     }
 
     /// `with_dry_run` counts dry-run policies as if they were in force.
@@ -204,6 +325,22 @@ impl Applicable {
             policies: policies.iter().map(|policy| policy.object()).collect(),
         }
     }
+}
+
+/// What the policies in force are counted under.
+fn tallies(judgement: &Judgement) -> Vec<Tally> {
+    let one = |rule: &RuleRef, word| Tally::new(rule.policy.clone(), rule.action, word);
+    let mut tallies = match &judgement.verdict {
+        Verdict::AllowedByDefault => Vec::new(),
+        Verdict::Allowed(rule) => vec![one(rule, Word::Allowed)],
+        Verdict::Denied(rule) => vec![one(rule, Word::Denied)],
+        Verdict::NothingAllowed { policies, .. } => policies
+            .iter()
+            .map(|policy| Tally::new(policy.clone(), Action::Allow, Word::Denied))
+            .collect(),
+    };
+    tallies.extend(judgement.audited.iter().map(|rule| one(rule, Word::Audited)));
+    tallies
 }
 
 /// The first rule of `policy` that matches.

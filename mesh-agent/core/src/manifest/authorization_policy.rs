@@ -223,6 +223,9 @@ impl Reader<'_> {
                     tests.extend(read(self, field, value, path.clone().key(field))?);
                 }
             }
+            if inner == "source" {
+                self.exclusive(&mut tests, &path);
+            }
             if tests.is_empty() {
                 let why = format!("{inner} has no field: expected at least one");
                 tests.push(self.unseen(inner, path, NoticeKind::Changed, &why));
@@ -260,6 +263,22 @@ impl Reader<'_> {
             _ => return Ok(vec![self.unknown(field, &name, path)]),
         };
         Ok(vec![self.test(name, negated, matcher, path)])
+    }
+
+    /// Istio: serviceAccounts exclude principals and namespaces. What stands together all the same means nothing.
+    fn exclusive(&mut self, tests: &mut Vec<Test>, path: &Path) {
+        let is = |test: &Test, names: &[&str]| {
+            let field = test.field.strip_prefix("source.").unwrap_or_default();
+            names.contains(&negation(field).0.as_str())
+        };
+        let accounts = |test: &Test| is(test, &["serviceAccounts"]);
+        let others = |test: &Test| is(test, &["principals", "namespaces"]);
+        if tests.iter().any(accounts) && tests.iter().any(others) {
+            tests.retain(|test| !accounts(test) && !others(test));
+            let why = "source.serviceAccounts and source.principals or source.namespaces exclude each other";
+            let test = self.unseen("source.serviceAccounts", path.clone(), NoticeKind::Changed, why);
+            tests.push(test);
+        }
     }
 
     fn operation(&mut self, field: &str, value: &Value, path: Path) -> Result<Vec<Test>, Invalid> {

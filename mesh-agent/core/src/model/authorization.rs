@@ -26,6 +26,18 @@ pub enum Action {
     Custom,
 }
 
+impl Action {
+    /// As documents write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::Allow => "ALLOW",
+            Action::Deny => "DENY",
+            Action::Audit => "AUDIT",
+            Action::Custom => "CUSTOM",
+        }
+    }
+}
+
 /// A `security.istio.io` AuthorizationPolicy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct AuthorizationPolicy {

@@ -70,17 +70,33 @@ fn judge(
         destination: address,
     };
     let judgement = applicable.judge(snapshot.local_domain(), &facts);
-    if judgement.verdict.is_allowed() {
+    if judgement.verdict.is_allowed() || mutation::is_off(Mechanism::Authorize) {
         return Ok(judgement);
     }
-    let mut refusal = refuse(
-        Reason::PolicyDenied,
-        workload,
-        inbound,
-        &judgement.verdict.to_string(),
-    );
-    refusal.verdict = Some(Box::new(judgement.verdict));
+    let why = judgement.verdict.to_string();
+    let mut refusal = refuse(Reason::PolicyDenied, workload, inbound, &why);
+    refusal.judgement = Some(Box::new(judgement));
     Err(refusal)
+}
+
+/// Whether [`inbound`] may say another thing under `now` than under `before` about a connection to `destination`: it reads nothing else of
+/// a snapshot than what is compared here. A peer's identity is proven by its certificate, so it does not change with a snapshot.
+pub fn inbound_differs(before: &Snapshot, now: &Snapshot, destination: &WorkloadUid) -> bool {
+    let workload = |snapshot: &Snapshot| {
+        let workload = snapshot.workload(destination)?;
+        Some(workload.addresses.clone())
+    };
+    let domain = |snapshot: &Snapshot| {
+        let settings = snapshot.settings();
+        (
+            settings.trust_domain.clone(),
+            settings.trust_domain_aliases.clone(),
+        )
+    };
+    workload(before) != workload(now)
+        || before.mtls.get(destination) != now.mtls.get(destination)
+        || before.authorization(destination) != now.authorization(destination)
+        || domain(before) != domain(now)
 }
 
 /// The address that a CONNECT authority names: `podIP:port` or `[podIPv6]:port`, one of the `pod`'s own addresses and no agent port.

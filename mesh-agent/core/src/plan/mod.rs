@@ -2,7 +2,9 @@
 //! path, `meshctl` and the tests all call these.
 
 mod balance;
+mod choices;
 mod exclusions;
+mod explain;
 mod inbound;
 mod outbound;
 #[cfg(test)]
@@ -19,8 +21,10 @@ use serde::Serialize;
 use crate::authz::{Judgement, Verdict};
 use crate::model::{Service, ServiceRef, SpiffeId, Workload};
 
+pub use choices::{Choice, choices};
 pub use exclusions::{AllowedExclusions, ExclusionDecision, RefusedExclusion, exclusions};
-pub use inbound::{hbone_authority, inbound};
+pub use explain::{ExplainError, Explained, Explanation, Mode, explain};
+pub use inbound::{hbone_authority, inbound, inbound_differs};
 pub use outbound::{outbound, session};
 pub use uncaptured::{Uncaptured, Way, uncaptured};
 
@@ -76,7 +80,7 @@ pub struct Refusal {
     /// For people: who was refused what, by which object, and what to look at.
     pub message: String,
     /// What policies said, where they are the reason.
-    pub verdict: Option<Box<Verdict>>,
+    pub judgement: Option<Box<Judgement>>,
 }
 
 impl Refusal {
@@ -85,8 +89,13 @@ impl Refusal {
         Self {
             reason,
             message: message.into(),
-            verdict: None,
+            judgement: None,
         }
+    }
+
+    /// The verdict of policies, where they are the reason.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        self.judgement.as_ref().map(|judgement| &judgement.verdict)
     }
 }
 

@@ -5,7 +5,8 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::admin::document::{
     Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionEntry, Connections,
-    OlderConnections, SandboxHost, Status, Workloads,
+    Explanation, MtlsReadiness, OlderConnections, Policies, Refusals, SandboxHost, Services, Status,
+    Workloads,
 };
 use crate::admin::{AdminServer, AdminSocket, View};
 use crate::telemetry::connections::tests::info;
@@ -36,6 +37,33 @@ impl View for Shown {
 
     fn older_connections(&self, _: &ConnectionFilter) -> OlderConnections {
         OlderConnections::default()
+    }
+
+    fn policies(&self) -> Policies {
+        Policies::default()
+    }
+
+    fn refusals(&self) -> Refusals {
+        Refusals::default()
+    }
+
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String> {
+        match query.source.as_str() {
+            "nobody" => Err("nobody is called \"nobody\"".to_owned()),
+            _ => Ok(Explanation {
+                source: Some(query.source.clone()),
+                service: Some(query.destination.clone()),
+                ..Explanation::default()
+            }),
+        }
+    }
+
+    fn services(&self) -> Services {
+        Services::default()
+    }
+
+    fn mtls_readiness(&self) -> MtlsReadiness {
+        MtlsReadiness::default()
     }
 
     fn certificates(&self) -> Certificates {
@@ -122,7 +150,17 @@ async fn documents_come_over_the_socket_until_the_server_stops() {
     let served = serve();
     let status: Status = served.client.document("/status").await.unwrap();
     assert_eq!(status.node, "n1");
-    for target in ["/workloads", "/connections", "/certs", "/bpf", "/config"] {
+    for target in [
+        "/workloads",
+        "/connections",
+        "/policies",
+        "/refusals",
+        "/services",
+        "/mtls/readiness",
+        "/certs",
+        "/bpf",
+        "/config",
+    ] {
         assert!(served.client.get(target).await.is_ok(), "{target}");
     }
     served.stop.send(()).unwrap();
@@ -219,4 +257,22 @@ async fn the_debug_log_is_switched_by_a_question_and_refused_with_a_sentence() {
     let error = served.client.get("/bpf/log").await.unwrap_err();
     assert!(matches!(error, ClientError::Refused { .. }), "{error}");
     assert!(served.client.get("/bpf/events").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_question_comes_whole_to_the_agent_and_so_does_its_refusal() {
+    let served = serve();
+    let query = ExplainQuery {
+        source: "spiffe://a.b/ns/x/sa/y&z".into(),
+        destination: "[2001:db8::1]:80".into(),
+    };
+    let explanation: Explanation = served.client.document(&explain_target(&query)).await.unwrap();
+    assert_eq!(explanation.source, Some(query.source));
+    assert_eq!(explanation.service, Some(query.destination));
+    let query = ExplainQuery {
+        source: "nobody".into(),
+        destination: "a/b:80".into(),
+    };
+    let error = served.client.get(&explain_target(&query)).await.unwrap_err();
+    assert!(error.to_string().contains("nobody is called"), "{error}");
 }

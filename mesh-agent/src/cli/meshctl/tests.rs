@@ -32,11 +32,35 @@ fn connections_take_filters() {
     );
 }
 
+#[test]
+fn explain_takes_two_ends_and_mtls_a_question() {
+    let Command::Explain(args) = cli(&["explain", "shop/order", "payment.shop:80"]).command else {
+        panic!("another command");
+    };
+    assert_eq!(
+        (args.source.as_str(), args.destination.as_str()),
+        ("shop/order", "payment.shop:80")
+    );
+    assert!(Cli::try_parse_from(["meshctl", "explain", "shop/order"]).is_err());
+    assert!(Cli::try_parse_from(["meshctl", "mtls"]).is_err());
+    assert!(matches!(cli(&["mtls", "readiness"]).command, Command::Mtls(_)));
+}
+
 #[tokio::test]
 async fn an_absent_agent_has_an_exit_code_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("admin.sock");
-    for command in ["status", "workloads", "connections", "certs", "bpf", "config"] {
+    for command in [
+        "status",
+        "workloads",
+        "connections",
+        "policies",
+        "refusals",
+        "services",
+        "certs",
+        "bpf",
+        "config",
+    ] {
         assert_eq!(
             run(cli(&["--socket", socket.to_str().unwrap(), command])).await,
             Exit::NoAgent,

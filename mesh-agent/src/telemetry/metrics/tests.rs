@@ -178,6 +178,45 @@ fn kernel_events_are_counted_by_kind_and_workload() {
     );
 }
 
+#[test]
+fn what_policies_decided_is_counted_by_policy_and_verdict() {
+    use mesh_core::authz::{Judgement, Tally, Verdict, Word};
+    use mesh_core::model::{Action, ObjectRef};
+    use mesh_core::plan::{Reason, Refusal};
+
+    let log = Arc::new(ConnectionLog::default());
+    let tally = |word| Tally {
+        policy: ObjectRef::new("AuthorizationPolicy", "shop", "payment"),
+        action: Action::Allow,
+        word,
+    };
+    let judgement = |word| Judgement {
+        verdict: Verdict::AllowedByDefault,
+        dry_run: None,
+        audited: vec![],
+        tallies: vec![tally(word)],
+    };
+    log.open(info(Reporter::Destination))
+        .admitted(&judgement(Word::Allowed));
+    let mut refusal = Refusal::new(Reason::PolicyDenied, "no");
+    refusal.judgement = Some(Box::new(judgement(Word::Denied)));
+    log.open(info(Reporter::Destination)).refuse(&refusal);
+    log.open(info(Reporter::Destination)).revoke(&refusal);
+    log.policies().rejudged(5, 1);
+    let text = render(&log);
+    for verdict in ["allowed", "denied", "closed"] {
+        let start = format!(
+            r#"mesh_agent_policy_decisions_total{{namespace="shop",policy="payment",action="ALLOW",verdict="{verdict}"}}"#
+        );
+        assert!(line(&text, &start).ends_with(" 1"), "{text}");
+    }
+    let kept = line(&text, r#"mesh_agent_connections_rejudged_total{result="kept"}"#);
+    assert!(kept.ends_with(" 5"));
+    let revoked =
+        r#"mesh_agent_connection_failures_total{reporter="destination",flag="DENY",reason="policy_changed"}"#;
+    assert!(line(&text, revoked).ends_with(" 1"));
+}
+
 /// What Istio's documentation of its standard metrics lists for TCP, and what its dashboards ask for.
 #[test]
 fn names_types_and_labels_are_istios_and_no_others() {

@@ -28,7 +28,7 @@ use tokio::net::tcp::ReadHalf;
 
 pub use early::{EARLY_LIMIT, Early};
 
-use super::{Account, AppStream, OpenStream, Pressure};
+use super::{Account, AppStream, OpenStream, Pressure, headers};
 use crate::telemetry::connections::{ByteCounts, ResponseFlag};
 
 /// Bytes after which a direction lets others run.
@@ -58,10 +58,12 @@ pub enum CopyError {
     #[error("the destination's agent has not answered within {0:?}: is it overloaded? See its log")]
     Unanswered(Duration),
     /// The other agent did not open the stream.
-    #[error("the destination's agent refused with status {status}: {hint}")]
+    #[error("the destination's agent refused with status {status}: {hint}{}", named(.id.as_ref()))]
     Refused {
         /// The HTTP status.
         status: u16,
+        /// The refusal's name there.
+        id: Option<String>,
         /// What to look at.
         hint: &'static str,
     },
@@ -98,16 +100,20 @@ impl CopyError {
         }
     }
 
-    /// From a CONNECT's status other than 200.
-    pub fn refused(status: u16) -> Self {
+    /// From a CONNECT's status other than 200, and the id by which the other agent knows the refusal.
+    pub fn refused(status: u16, id: Option<String>) -> Self {
         let hint = match status {
             400 => "the address is not that pod's (any more), or the request is none that it understands",
-            401 => "a policy of the destination denies it (see its agent's log)",
+            401 => "a policy of the destination denies it (see `meshctl refusals` or the log there)",
             503 => "the application does not listen there, or the pod is gone",
             _ => "see the log of the destination's agent",
         };
-        CopyError::Refused { status, hint }
+        CopyError::Refused { status, id, hint }
     }
+}
+
+fn named(id: Option<&String>) -> String {
+    id.map_or_else(String::new, |id| format!("; the refusal is {id} there"))
 }
 
 impl From<h2::Error> for CopyError {
@@ -240,7 +246,10 @@ pub async fn answered(
             biased;
             response = response => match response {
                 Ok(response) if response.status() == StatusCode::OK => Ok(response.into_body()),
-                Ok(response) => Err(CopyError::refused(response.status().as_u16())),
+                Ok(response) => {
+                    let id = headers::refusal(response.headers());
+                    Err(CopyError::refused(response.status().as_u16(), id))
+                }
                 Err(error) => Err(error.into()),
             },
             error = end.aborted() => Err(error),

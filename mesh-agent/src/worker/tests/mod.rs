@@ -2,6 +2,7 @@
 
 mod peer;
 mod raw;
+mod rejudge;
 mod retries;
 mod world;
 

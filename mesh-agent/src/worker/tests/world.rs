@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mesh_common::{HBONE_PORT, Role};
 use mesh_core::model::WorkloadUid;
-use mesh_core::snapshot::{MeshSettings, Snapshot};
+use mesh_core::snapshot::{Diagnostics, MeshSettings, Snapshot};
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -158,6 +158,11 @@ pub(super) fn settings() -> MeshSettings {
 
 /// The documents of a world; `uid` is payment's, `account` its service account, `extra` more documents.
 pub(super) fn documents(uid: &str, account: &str, extra: &str) -> Snapshot {
+    version_of(1, uid, account, extra)
+}
+
+/// As [`documents`], as snapshot `version`.
+pub(super) fn version_of(version: u64, uid: &str, account: &str, extra: &str) -> Snapshot {
     let mut yaml = String::new();
     for (name, v4, v6) in PODS {
         let (uid, account) = if name == "payment" {
@@ -173,7 +178,12 @@ pub(super) fn documents(uid: &str, account: &str, extra: &str) -> Snapshot {
              status: {{podIPs: [{{ip: {v4}}}, {{ip: '{v6}'}}]}}\n---\n"
         );
     }
-    let snapshot = Snapshot::from_yaml(settings(), &(yaml + extra));
+    let contents = mesh_core::manifest::parse("-", (yaml + extra).as_bytes());
+    let diagnostics = Diagnostics {
+        rejections: contents.rejections,
+        notices: contents.notices,
+    };
+    let snapshot = Snapshot::build(settings(), version, &contents.accepted, diagnostics);
     let rejections = &snapshot.diagnostics().rejections;
     assert!(rejections.is_empty(), "{rejections:?}");
     snapshot

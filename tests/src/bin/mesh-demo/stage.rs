@@ -1,4 +1,4 @@
-//! What the demo plays on: two nodes, three pods, their documents, and an agent on each node. Removed on drop.
+//! What the demo plays on: two nodes, four pods, their documents, and an agent on each node. Removed on drop.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::signals;
 /// Begins the names of everything that a demo makes; in the documents it stands for the prefix of this one.
 pub(crate) const NAME: &str = "mesh-demo";
 /// The pods.
-pub(crate) const PODS: [&str; 3] = ["order", "payment", "visitor"];
+pub(crate) const PODS: [&str; 4] = ["order", "payment", "visitor", "invoice"];
 /// The service's name, as an application knows it.
 pub(crate) const SERVICE: &str = "payment.shop.svc.cluster.local";
 /// Its cluster address, as in deploy/demo/mesh/services.yaml.
@@ -26,7 +26,7 @@ pub(crate) struct Stage {
     /// The agents of node-a and node-b.
     pub(crate) agents: Vec<Agent>,
     payment: Proc,
-    /// order, payment, visitor.
+    /// order, payment, visitor, invoice.
     pods: Vec<Pod>,
     nodes: Vec<Node>,
     manifests: Manifests,
@@ -43,7 +43,7 @@ impl Stage {
             .with_context(|| format!("no documents at {}", documents.display()))?;
         let world = World::new(NAME)?;
         show.say(&format!(
-            "Building two nodes and three pods out of namespaces and cgroups ({}-*) …",
+            "Building two nodes and four pods out of namespaces and cgroups ({}-*) …",
             world.prefix()
         ));
         let nodes = vec![world.node("node-a")?, world.node("node-b")?];
@@ -52,6 +52,7 @@ impl Stage {
             nodes[0].pod("shop", "order")?,
             nodes[1].pod("shop", "payment")?,
             nodes[0].pod("street", "visitor")?,
+            nodes[0].pod("shop", "invoice")?,
         ];
         signals::check()?;
         let manifests = Manifests::new(world.dir().join("config"))?;

@@ -1,5 +1,7 @@
 //! The story, step by step; each step checks what it shows.
 
+mod policy;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -33,16 +35,18 @@ pub(crate) fn all(show: &mut Show, stage: &mut Stage, keep: bool) -> Result<()> 
     wire(show, stage, capture)?;
     let statement = live_connection(show, stage)?;
     strict(show, stage, statement)?;
+    policy::play(show, stage)?;
     counters(show, stage)?;
     if keep { Ok(()) } else { stop(show, stage) }
 }
 
 fn nodes(show: &mut Show, stage: &Stage) -> Result<()> {
-    show.step("Two nodes, three pods, ordinary programs");
+    show.step("Two nodes, four pods, ordinary programs");
     show.say(
         "node-a                                  node-b\n\
          ├ order    shop    198.18.1.10  enrolled   └ payment  shop    198.18.2.10  enrolled: python3, port 8080\n\
-         └ visitor  street  198.18.1.11  not enrolled",
+         ├ visitor  street  198.18.1.11  not enrolled\n\
+         └ invoice  shop    198.18.1.12  enrolled",
     );
     let prefix = stage.world.prefix();
     show.say(&format!(

@@ -103,7 +103,7 @@ fn judge(snapshot: &Snapshot, connection: &Connection) -> Judgement {
         Ok(permit) => assert_eq!(*permit.judgement(), judgement),
         Err(refusal) => {
             assert_eq!(refusal.reason, Reason::PolicyDenied, "{refusal}");
-            assert_eq!(refusal.verdict.as_deref(), Some(&judgement.verdict));
+            assert_eq!(refusal.judgement.as_deref(), Some(&judgement));
             assert!(!judgement.verdict.is_allowed());
         }
     }

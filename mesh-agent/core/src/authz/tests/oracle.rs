@@ -41,7 +41,22 @@ fn rule_matches(rule: &Value, connection: &Connection, strict: bool) -> bool {
         None => true,
         Some(members) => members.iter().any(|member| {
             let fields = member[inner].as_object().unwrap();
+            let about = |names: &[&str]| {
+                let plain = |field: &String| field.strip_prefix("not").unwrap_or(field).to_lowercase();
+                fields.keys().any(|field| names.contains(&plain(field).as_str()))
+            };
+            // Istio: "serviceAccounts cannot be set with principals or namespaces".
+            let nonsense = about(&["serviceaccounts"]) && about(&["principals", "namespaces"]);
+            if nonsense && strict {
+                return false;
+            }
             fields.iter().all(|(field, values)| {
+                if nonsense
+                    && !["ipBlocks", "notIpBlocks"].contains(&field.as_str())
+                    && !field.ends_with("omains")
+                {
+                    return true;
+                }
                 let (field, negated) = match field.strip_prefix("not") {
                     Some(rest) => (rest.to_lowercase(), true),
                     None => (field.to_lowercase(), false),
@@ -60,6 +75,7 @@ fn rule_matches(rule: &Value, connection: &Connection, strict: bool) -> bool {
                 "source.namespace" => "namespaces",
                 "source.principal" => "principals",
                 "source.serviceAccount" => "serviceaccounts",
+                "source.trustDomain" => "trustdomains",
                 "destination.ip" => "destination",
                 "destination.port" => "ports",
                 _ => "http",
@@ -107,6 +123,12 @@ fn holds(field: &str, values: &[String], negated: bool, connection: &Connection,
                 *value == format!("{}/{}", id.namespace(), id.service_account())
             })
         }),
+        "trustdomains" => id.is_some_and(|_| {
+            let names = ["cluster.local", "mesh.example", "old.example"];
+            names
+                .iter()
+                .any(|name| values.iter().any(|value| like(value, name)))
+        }),
         "ipblocks" => values.iter().any(|value| within(value, connection.source)),
         "destination" => values
             .iter()
@@ -131,7 +153,10 @@ fn within(block: &str, address: std::net::IpAddr) -> bool {
     let bits = |address: std::net::IpAddr| -> Vec<bool> {
         let bytes = match address {
             std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
-            std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
+            std::net::IpAddr::V6(v6) => match v6.octets() {
+                [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, four @ ..] => four.to_vec(),
+                all => all.to_vec(),
+            },
         };
         bytes
             .iter()
@@ -167,7 +192,10 @@ const BLOCKS: &[&str] = &[
     "0.0.0.0/0",
     "198.18.0.0/31",
     "2001:db8::/64",
+    "::/0",
+    "::ffff:198.18.0.9",
 ];
+const DOMAINS: &[&str] = &["cluster.local", "old.example", "mesh*", "*.example", "*", "other"];
 const PORTS: &[&str] = &["80", "8080"];
 
 /// A field with its values, perhaps negated.
@@ -195,6 +223,7 @@ const SOURCE: &[(&str, &[&str])] = &[
     ("namespaces", NAMESPACES),
     ("serviceAccounts", ACCOUNTS),
     ("ipBlocks", BLOCKS),
+    ("trustDomains", DOMAINS),
     ("requestPrincipals", &["*"]),
 ];
 const OPERATION: &[(&str, &[&str])] = &[("ports", PORTS), ("methods", &["GET"])];
@@ -203,6 +232,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("source.namespace", NAMESPACES),
     ("source.principal", PRINCIPALS),
     ("source.serviceAccount", ACCOUNTS),
+    ("source.trustDomain", DOMAINS),
     ("destination.ip", BLOCKS),
     ("destination.port", PORTS),
     ("request.headers[x]", &["y"]),
@@ -270,7 +300,15 @@ fn connection() -> impl Strategy<Value = Connection> {
         proptest::sample::select(&["a", "b"][..]),
         proptest::sample::select(&["x", "y"][..]),
     );
-    let source = proptest::sample::select(&["198.18.0.1", "198.18.0.9", "203.0.113.9", "2001:db8::7"][..]);
+    let source = proptest::sample::select(
+        &[
+            "198.18.0.1",
+            "198.18.0.9",
+            "203.0.113.9",
+            "2001:db8::7",
+            "::ffff:198.18.0.1",
+        ][..],
+    );
     let port = proptest::sample::select(&["80", "8080"][..]);
     (proptest::option::weighted(0.8, identity), source, port).prop_map(|(identity, source, port)| {
         let identity = identity.map(|(domain, ns, sa)| format!("{domain}/ns/{ns}/sa/{sa}"));

@@ -1,9 +1,9 @@
 //! Policies by hand, each against the same eight connections.
 
 use super::{Connection, judge, snapshot};
-use crate::authz::Verdict;
+use crate::authz::{Verdict, Word};
 use crate::manifest::NoticeKind;
-use crate::model::ObjectRef;
+use crate::model::{Action, ObjectRef};
 
 fn connections() -> [Connection; 8] {
     let to = "198.18.0.2:8080";
@@ -667,6 +667,144 @@ fn a_dry_run_policy_is_judged_and_decides_nothing() {
     assert_eq!(judge(&snapshot(&none), &plain).dry_run, None);
 }
 
+/// What is counted for the first connection: `policy action word`, in order.
+fn counted(policies: &str) -> Vec<String> {
+    let [order, ..] = connections();
+    let tallies = judge(&snapshot(policies), &order).tallies;
+    let text = |tally: &crate::authz::Tally| {
+        format!("{} {:?} {}", tally.policy.name, tally.action, tally.word.as_str())
+    };
+    tallies.iter().map(text).collect()
+}
+
+#[test]
+fn each_policy_is_counted_by_what_it_said() {
+    let shop = |name: &str, spec: &str| policy("shop", name, spec);
+    let dry = |name: &str, spec: &str| {
+        shop(name, spec).replace(
+            "namespace: shop}",
+            "namespace: shop, annotations: {istio.io/dry-run: 'true'}}",
+        )
+    };
+    let (all, none) = ("{rules: [{}]}", "{}");
+    let deny = "{action: DENY, rules: [{}]}";
+    let audit = "{action: AUDIT, rules: [{}]}";
+    let table: &[(String, &[&str])] = &[
+        (String::new(), &[]),
+        (shop("a", all), &["a Allow allowed"]),
+        (shop("a", none) + &shop("b", all), &["b Allow allowed"]),
+        (
+            shop("a", none) + &shop("b", none),
+            &["a Allow denied", "b Allow denied"],
+        ),
+        (shop("a", all) + &shop("b", deny), &["b Deny denied"]),
+        (
+            shop("a", all) + &shop("c", audit),
+            &["a Allow allowed", "c Audit audited"],
+        ),
+        (shop("c", audit), &["c Audit audited"]),
+        (dry("d", none), &["d Allow dry_run_denied"]),
+        (dry("d", all), &["d Allow dry_run_allowed"]),
+        (dry("d", deny), &["d Deny dry_run_denied"]),
+        (dry("d", audit), &[]),
+        // Another one lets it in, so a dry run that does not would change nothing.
+        (shop("a", all) + &dry("d", none), &["a Allow allowed"]),
+        (
+            shop("a", all) + &dry("d", deny),
+            &["a Allow allowed", "d Deny dry_run_denied"],
+        ),
+        (
+            shop("a", none) + &dry("d", all),
+            &["a Allow denied", "d Allow dry_run_allowed"],
+        ),
+    ];
+    for (policies, expected) in table {
+        assert_eq!(counted(policies), *expected, "{policies}");
+    }
+    assert_eq!(Word::Closed.as_str(), "closed");
+}
+
+#[test]
+fn service_accounts_beside_principals_or_namespaces_are_no_source() {
+    for (fields, allowed, denied) in [
+        (
+            "serviceAccounts: [order], principals: ['*']",
+            "--------",
+            "--------",
+        ),
+        (
+            "serviceAccounts: [order], namespaces: [shop]",
+            "--------",
+            "--------",
+        ),
+        (
+            "notServiceAccounts: [order], notNamespaces: [x]",
+            "--------",
+            "--------",
+        ),
+        // What does not contradict itself still counts.
+        (
+            "serviceAccounts: [order], namespaces: [shop], ipBlocks: [203.0.113.0/24]",
+            "--------",
+            "++++++-+",
+        ),
+        (
+            "serviceAccounts: [order], ipBlocks: [198.18.0.0/16]",
+            "++--+---",
+            "--++-+++",
+        ),
+    ] {
+        let rules = format!("rules: [{{from: [{{source: {{{fields}}}}}]}}]");
+        assert_eq!(
+            outcome(&policy("shop", "p", &format!("{{{rules}}}"))),
+            allowed,
+            "{fields}"
+        );
+        let deny = policy("shop", "p", &format!("{{action: DENY, {rules}}}"));
+        assert_eq!(outcome(&deny), denied, "DENY {fields}");
+    }
+    let both = "{rules: [{from: [{source: {serviceAccounts: [order], principals: ['*']}}]}]}";
+    let notices = snapshot(&policy("shop", "p", both)).diagnostics().notices.clone();
+    assert!(
+        notices.iter().any(|notice| notice.message.contains("exclude")),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn v4_mapped_addresses_are_the_ipv4_addresses_that_they_are() {
+    let mapped = Connection::new("", "::ffff:198.18.0.1", "[::ffff:198.18.0.2]:8080");
+    let plain = Connection::new("", "198.18.0.1", "198.18.0.2:8080");
+    let table = [
+        ("{from: [{source: {ipBlocks: [198.18.0.0/24]}}]}", true),
+        ("{from: [{source: {ipBlocks: ['::ffff:198.18.0.0/120']}}]}", true),
+        ("{from: [{source: {notIpBlocks: ['::/0']}}]}", true),
+        ("{from: [{source: {ipBlocks: ['::/0']}}]}", false),
+        ("{from: [{source: {notIpBlocks: [198.18.0.1]}}]}", false),
+        ("{when: [{key: destination.ip, values: [198.18.0.2]}]}", true),
+        ("{when: [{key: destination.ip, notValues: [198.18.0.2]}]}", false),
+        (
+            "{when: [{key: destination.ip, values: ['2001:db8::2', '::/0']}]}",
+            false,
+        ),
+        (
+            "{when: [{key: source.ip, values: [198.18.0.0/15], notValues: [198.18.0.1]}]}",
+            false,
+        ),
+        (
+            "{when: [{key: source.ip, values: [198.18.0.0/15], notValues: [198.18.0.9]}]}",
+            true,
+        ),
+    ];
+    for (rule, allowed) in table {
+        let snapshot = snapshot(&policy("shop", "p", &format!("{{rules: [{rule}]}}")));
+        for connection in [&mapped, &plain] {
+            let verdict = judge(&snapshot, connection).verdict;
+            assert_eq!(verdict.is_allowed(), allowed, "{rule} {connection:?}: {verdict}");
+        }
+    }
+}
+
 #[test]
 fn an_audit_policy_names_the_rules_that_match() {
     let policies = policy(
@@ -693,7 +831,8 @@ fn an_audit_policy_names_the_rules_that_match() {
 fn a_refusal_names_the_policy_the_rule_and_the_field() {
     let [order, other_port, audit, .., plain, _, _] = connections();
     let rules = "{rules: [{from: [{source: {principals: ['*/sa/audit']}}], to: [{operation: {ports: ['9090']}}]}, \
-                 {from: [{source: {principals: ['*/sa/cashier']}}, {source: {namespaces: [shop], serviceAccounts: [clerk]}}]}]}";
+                 {from: [{source: {principals: ['*/sa/cashier']}}, {source: {namespaces: [shop]}}], \
+                 when: [{key: source.serviceAccount, values: [clerk]}]}]}";
     let snapshot_ = snapshot(&policy("shop", "pay", rules));
     let nearest = |connection: &Connection| match judge(&snapshot_, connection).verdict {
         Verdict::NothingAllowed {
@@ -712,7 +851,7 @@ fn a_refusal_names_the_policy_the_rule_and_the_field() {
         "AuthorizationPolicy shop/pay rule 0: operation.ports wants 9090, the connection has 8080"
     );
     let (rule, field, text) = nearest(&order);
-    assert_eq!((rule, field.as_str()), (1, "source.serviceAccounts"));
+    assert_eq!((rule, field.as_str()), (1, "when source.serviceAccount"));
     assert!(
         text.ends_with("wants shop/clerk, the connection has spiffe://mesh.example/ns/shop/sa/order"),
         "{text}"
@@ -730,7 +869,9 @@ fn a_refusal_names_the_policy_the_rule_and_the_field() {
         verdict.to_string(),
         "AuthorizationPolicy shop/never rule 1 denies it"
     );
-    assert_eq!(verdict.refused_by().len(), 1);
+    let ground = verdict.ground().unwrap();
+    assert_eq!((ground.policy.name.as_str(), ground.rule), ("never", Some(1)));
+    assert_eq!((ground.action, ground.field), (Action::Deny, None));
     let empty = judge(&snapshot(&policy("shop", "nobody", "{}")), &order).verdict;
     assert!(empty.to_string().contains("they have no rules"), "{empty}");
     let http = snapshot(&policy(

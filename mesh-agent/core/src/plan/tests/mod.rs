@@ -1,5 +1,6 @@
 //! Who may go where, by the documents that say so.
 
+mod explain;
 mod fronts;
 mod services;
 mod slices;
