@@ -2,12 +2,14 @@
 //!
 //! Start: the admin socket (one agent per socket), capture (before any socket of the data path), the CA, the configuration, the workers,
 //! the servers, and last the enrolment of pods. Stop: not ready any more, enrolment ends, connections drain, the pods are let go, the
-//! kernel is left as it was. A start that fails leaves alone what a crashed agent had captured.
+//! kernel is left as it was. A start that fails leaves alone what a crashed agent had captured. Handover to a successor: `succession`.
 
 mod certificates;
 mod checks;
 mod descriptors;
+mod live;
 mod sandboxes;
+mod succession;
 mod view;
 
 use std::collections::HashSet;
@@ -26,10 +28,11 @@ use tracing::{error, info, warn};
 
 use crate::admin::{AdminServer, AdminSocket, SocketError};
 use crate::affinity::Affinity;
-use crate::capture::{self, Capture, CaptureError, CaptureOptions, PodServer};
+use crate::capture::{self, Beginning, Capture, CaptureError, CaptureOptions, PodServer};
+use crate::handover::{Door, HandoverError, Predecessor, Visitor};
 use crate::identity::{CaError, EmbeddedCa, Identities, IdentitiesError, IdentityOptions};
 use crate::sandbox::{Registry, SandboxError};
-use crate::settings::Settings;
+use crate::settings::{Settings, SettingsError};
 use crate::sources::{ConfigurationSource, FileSource, Publisher, SourceError};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
@@ -39,6 +42,8 @@ use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{Metrics, MetricsError};
 use crate::worker::{DataPath, Legs, Limits, Workers};
 
+use descriptors::Descriptors;
+use live::Live;
 use view::AgentView;
 
 /// Threads of the runtime that carries everything but connections.
@@ -77,6 +82,9 @@ pub enum AppError {
     /// An address cannot be had.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// The agent that runs does not make way.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// The metrics do not fit together.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -111,22 +119,35 @@ pub fn capture_options(settings: &Settings) -> CaptureOptions {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT, or until a successor has taken over. On SIGHUP, what can change is taken from what `reload`
+/// says then.
 ///
 /// # Errors
 /// When it cannot start; see [`AppError`].
-pub fn run(settings: &Settings, logging: &Logging) -> Result<(), AppError> {
-    descriptors::prepare();
-    let socket = AdminSocket::bind(&settings.admin_socket)?;
+pub fn run(
+    settings: &Settings,
+    reload: impl Fn() -> Result<Settings, SettingsError>,
+    logging: &Logging,
+) -> Result<(), AppError> {
+    let live = &Live::new(settings, &reload, logging);
+    let descriptors = Descriptors::prepare(settings.workers, settings.budget.connections);
     let config_dir = settings.config_dir.as_deref().ok_or(AppError::NoConfiguration)?;
     let runtime = control_runtime()?;
     let signals = {
         let _entered = runtime.enter();
         Signals::new().map_err(start_error("signal handling"))?
     };
-    let capture = Arc::new(Capture::load(capture_options(settings))?);
-    let served = match Agent::start(settings, config_dir, capture.clone()) {
-        Ok(agent) => runtime.block_on(agent.run(settings, socket, signals, logging)),
+    // Whatever fails from here on, a predecessor takes back what it has given up.
+    let predecessor = succession::ask(settings)?;
+    let beginning = predecessor
+        .as_ref()
+        .map_or(Beginning::Alone, |predecessor| Beginning::Beside {
+            agent_cgroup: predecessor.estate().agent_cgroup,
+        });
+    let socket = AdminSocket::bind(&settings.admin_socket)?;
+    let capture = Arc::new(Capture::load(capture_options(settings), beginning)?);
+    let served = match Agent::start(settings, descriptors, config_dir, capture.clone()) {
+        Ok(agent) => runtime.block_on(agent.run(settings, socket, predecessor, signals, live)),
         Err(error) => Err(error),
     };
     if served.is_err() {
@@ -147,9 +168,9 @@ fn control_runtime() -> Result<Runtime, AppError> {
 }
 
 /// The budgets of the data path under these settings.
-fn limits(settings: &Settings) -> Limits {
+fn limits(settings: &Settings, descriptors: Descriptors) -> Limits {
     Limits {
-        connections_per_pod: settings.budget.connections,
+        connections_per_pod: descriptors.connections,
         streams_per_pod: settings.budget.streams,
         buffered_per_pod: settings.budget.buffered_bytes,
         // Checked to be no more than 16 MiB.
@@ -195,6 +216,7 @@ struct Agent {
     workers: Arc<Workers>,
     affinity: Arc<Affinity>,
     log: Arc<ConnectionLog>,
+    descriptors: Descriptors,
     sandboxes: Registry,
     /// Cancelled when the agent begins to stop.
     stopping: CancellationToken,
@@ -203,7 +225,12 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(settings: &Settings, config_dir: &Path, capture: Arc<Capture>) -> Result<Self, AppError> {
+    fn start(
+        settings: &Settings,
+        descriptors: Descriptors,
+        config_dir: &Path,
+        capture: Arc<Capture>,
+    ) -> Result<Self, AppError> {
         let ca = EmbeddedCa::open(&settings.ca_dir, &settings.trust_domain)?;
         let options = IdentityOptions {
             lifetime: settings.certificate_lifetime,
@@ -225,7 +252,7 @@ impl Agent {
             flows: capture.flows(),
             identities: identities.clone(),
             log: log.clone(),
-            limits: limits(settings),
+            limits: limits(settings, descriptors),
             legs: Legs {
                 keepalive: settings.keepalive,
                 idle: settings.idle_timeout,
@@ -240,23 +267,28 @@ impl Agent {
             workers,
             affinity,
             log,
+            descriptors,
             sandboxes,
             stopping: CancellationToken::new(),
             drained: CancellationToken::new(),
         })
     }
 
-    /// Runs to the end. An error means that it has not begun: no pod was captured.
+    /// Runs to the end. An error means that it has not begun: no pod was captured, or a predecessor takes them back.
     async fn run(
         self,
         settings: &Settings,
         socket: AdminSocket,
+        predecessor: Option<Predecessor>,
         mut signals: Signals,
-        logging: &Logging,
+        live: &Live<'_>,
     ) -> Result<(), AppError> {
         let view = Arc::new(self.view(settings)?);
-        let mut servers = self.servers(settings, socket, &view).await?;
-        let mut tasks = self.tasks();
+        let mut background = self.background();
+        let mut succession = succession::Succession::of(predecessor);
+        let mut office = self
+            .take_office(settings, socket, &view, succession.is_open())
+            .await?;
         info!(
             node = settings.node_name,
             trust_domain = %settings.trust_domain,
@@ -264,25 +296,78 @@ impl Agent {
             admin = %settings.admin_socket.display(),
             "mesh-agent {} runs", env!("CARGO_PKG_VERSION")
         );
-        let signal = signals.stop(|| on_hangup(logging)).await;
-        info!(signal, drain = ?settings.drain, connections = self.log.len(), "stopping");
+        loop {
+            match self
+                .serve(&office, &view, &mut succession, &mut signals, live)
+                .await
+            {
+                Next::Stop(signal) => {
+                    info!(signal, drain = ?live.drain(), connections = self.log.len(), "stopping");
+                    break;
+                }
+                Next::MakeWay(visitor) => {
+                    match self
+                        .make_way(office, visitor, settings, &view, &mut signals, live)
+                        .await
+                    {
+                        Some(back) => office = back,
+                        None => {
+                            self.leave(&mut signals, live, &mut background).await;
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
         self.stopping.cancel();
         // Enrolment must not capture a pod behind the back of what follows.
-        while tasks.join_next().await.is_some() {}
+        office.end_tasks().await;
+        if succession.is_open() {
+            warn!("stopped before the predecessor was relieved: it takes back its pods");
+            self.capture.abandon();
+            return Ok(());
+        }
+        self.drain(&mut signals, live).await;
+        self.drained.cancel();
+        office.end_servers().await;
+        end_of(&mut background).await;
+        self.release().await;
+        Ok(())
+    }
+
+    /// Does what only one agent of a node can do, until there is something else to do.
+    async fn serve(
+        &self,
+        office: &Office,
+        view: &Arc<AgentView>,
+        succession: &mut succession::Succession,
+        signals: &mut Signals,
+        live: &Live<'_>,
+    ) -> Next {
+        loop {
+            tokio::select! {
+                signal = signals.stop(|| live.on_hangup(&self.publisher)) => return Next::Stop(signal),
+                () = succession.complete(view, &self.capture), if succession.is_open() => {}
+                visitor = office.door.knock() => {
+                    if let Some(why) = self.unwilling(&visitor, view, succession) {
+                        warn!(pid = visitor.claim().pid, why, "another agent wants to take over: refused");
+                        visitor.refuse(&why).await;
+                    } else {
+                        return Next::MakeWay(visitor);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets live connections end, within the drain time or until a second signal.
+    async fn drain(&self, signals: &mut Signals, live: &Live<'_>) {
         tokio::select! {
-            () = self.workers.shutdown(settings.drain) => {}
-            signal = signals.stop(|| on_hangup(logging)) => {
+            () = self.workers.shutdown(live.drain()) => {}
+            signal = signals.stop(|| live.on_hangup(&self.publisher)) => {
                 warn!(signal, connections = self.log.len(), "stopping at once");
             }
         }
-        self.drained.cancel();
-        let _ = tokio::time::timeout(SERVERS_END, async {
-            while servers.join_next().await.is_some() {}
-        })
-        .await;
-        servers.shutdown().await;
-        self.release().await;
-        Ok(())
     }
 
     fn view(&self, settings: &Settings) -> Result<AgentView, AppError> {
@@ -295,9 +380,31 @@ impl Agent {
             workers: self.workers.clone(),
             affinity: self.affinity.clone(),
             log: self.log.clone(),
+            descriptors: self.descriptors,
             sandbox: sandboxes::host(settings, self.capture.cgroup_root())
                 .map_err(start_error("the look at its own network namespace"))?,
             stopping: self.stopping.clone(),
+        })
+    }
+
+    /// Takes what only one agent of a node can have: addresses, sockets, and the say over which pods are captured.
+    async fn take_office(
+        &self,
+        settings: &Settings,
+        socket: AdminSocket,
+        view: &Arc<AgentView>,
+        wait: bool,
+    ) -> Result<Office, AppError> {
+        let (stop_servers, stop_tasks) = (CancellationToken::new(), CancellationToken::new());
+        let door = Door::open(&settings.admin_socket)?;
+        let servers = self.servers(settings, socket, view, &stop_servers).await?;
+        let tasks = self.tasks(view, wait, &stop_tasks);
+        Ok(Office {
+            door,
+            servers,
+            tasks,
+            stop_servers,
+            stop_tasks,
         })
     }
 
@@ -307,6 +414,7 @@ impl Agent {
         settings: &Settings,
         socket: AdminSocket,
         view: &Arc<AgentView>,
+        stop: &CancellationToken,
     ) -> Result<JoinSet<()>, AppError> {
         let (readings, facts) = (view.clone(), view.clone());
         let metrics = Metrics::new(self.log.clone(), Arc::new(move || readings.readings()))?;
@@ -314,38 +422,51 @@ impl Agent {
         let facts = Arc::new(move || facts.readiness_facts());
         let readiness = HttpServer::readiness(settings.readiness_address, facts).await?;
         let admin = AdminServer::new(socket, view.clone());
-        let stop = || self.drained.clone().cancelled_owned();
+        let ending = || stop.clone().cancelled_owned();
         let mut servers = JoinSet::new();
-        servers.spawn(metrics.serve(stop()));
-        servers.spawn(readiness.serve(stop()));
-        servers.spawn(logged(admin.serve(stop())));
-        servers.spawn(capture::events::run(self.capture.clone(), self.drained.clone()));
-        let (identities, drained) = (self.identities.clone(), self.drained.clone());
-        servers.spawn(async move { identities.run(drained).await });
+        servers.spawn(metrics.serve(ending()));
+        servers.spawn(readiness.serve(ending()));
+        servers.spawn(logged(admin.serve(ending())));
+        servers.spawn(capture::events::run(self.capture.clone(), stop.clone()));
         Ok(servers)
     }
 
-    /// What goes on until the agent begins to stop.
-    fn tasks(&self) -> JoinSet<()> {
+    /// What goes on for as long as this agent has the say over the node's pods.
+    fn tasks(&self, view: &Arc<AgentView>, wait: bool, stop: &CancellationToken) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(sandboxes::sweep(self.sandboxes.clone(), stop.clone()));
+        let (view, stop) = (view.clone(), stop.clone());
+        let capture = self.capture.clone();
+        let snapshots = self.publisher.cell().clone();
+        let workers = self.workers.clone() as Arc<dyn PodServer>;
+        tasks.spawn(async move {
+            if wait {
+                tokio::select! {
+                    () = succession::certified(&view) => {}
+                    () = stop.cancelled() => return,
+                }
+            }
+            capture::enroller::run(capture, snapshots, workers, stop).await;
+        });
+        tasks
+    }
+
+    /// What goes on for as long as there are connections.
+    fn background(&self) -> JoinSet<()> {
         let snapshots = self.publisher.cell();
         let mut tasks = JoinSet::new();
+        let (identities, drained) = (self.identities.clone(), self.drained.clone());
+        tasks.spawn(async move { identities.run(drained).await });
         tasks.spawn(certificates::keep(
             self.identities.clone(),
             snapshots.clone(),
-            self.stopping.clone(),
+            self.drained.clone(),
         ));
-        tasks.spawn(capture::enroller::run(
-            self.capture.clone(),
-            snapshots.clone(),
-            self.workers.clone() as Arc<dyn PodServer>,
-            self.stopping.clone(),
-        ));
-        tasks.spawn(sandboxes::sweep(self.sandboxes.clone(), self.stopping.clone()));
         tasks.spawn(housekeeping(
             self.log.clone(),
             self.affinity.clone(),
             snapshots.clone(),
-            self.stopping.clone(),
+            self.drained.clone(),
         ));
         tasks
     }
@@ -361,13 +482,42 @@ impl Agent {
     }
 }
 
-fn on_hangup(logging: &Logging) {
-    match logging.reopen() {
-        Ok(()) => {
-            info!("SIGHUP: opened the access log anew; the configuration directory is watched all the time")
-        }
-        Err(error) => warn!(%error, "SIGHUP: the access log goes on in the old file"),
+/// What an agent has to do next.
+enum Next {
+    /// Stop: this signal came.
+    Stop(&'static str),
+    /// Let another agent take over.
+    MakeWay(Visitor),
+}
+
+/// What only one agent of a node has at a time.
+struct Office {
+    door: Door,
+    servers: JoinSet<()>,
+    tasks: JoinSet<()>,
+    stop_servers: CancellationToken,
+    stop_tasks: CancellationToken,
+}
+
+impl Office {
+    /// No pod is enrolled or released any more.
+    async fn end_tasks(&mut self) {
+        self.stop_tasks.cancel();
+        while self.tasks.join_next().await.is_some() {}
     }
+
+    /// Addresses and sockets are free.
+    async fn end_servers(mut self) {
+        self.stop_servers.cancel();
+        end_of(&mut self.servers).await;
+        self.servers.shutdown().await;
+    }
+}
+
+/// Waits for tasks that have been told to end, and ends those that do not.
+async fn end_of(tasks: &mut JoinSet<()>) {
+    let _ = tokio::time::timeout(SERVERS_END, async { while tasks.join_next().await.is_some() {} }).await;
+    tasks.shutdown().await;
 }
 
 /// A server that ends by itself is logged; the agent goes on without it.

@@ -8,7 +8,7 @@
 pub mod mutation;
 
 /// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// First of the ports that captured connections are rewritten to (`podIP:P`). Nobody binds them.
 pub const REWRITE_PORT_BASE: u16 = 15104;
@@ -168,6 +168,22 @@ pub enum PortUse {
     ExcludedInbound = 1,
     /// Outbound connections to this port of any host pass.
     ExcludedOutbound = 2,
+    /// Inbound connections to any port pass while no agent is there. Its entry has port 0.
+    InboundWhenDown = 3,
+}
+
+impl PortUse {
+    /// The use with this number.
+    pub fn from_number(number: u16) -> Option<Self> {
+        [
+            Self::Probe,
+            Self::ExcludedInbound,
+            Self::ExcludedOutbound,
+            Self::InboundWhenDown,
+        ]
+        .into_iter()
+        .find(|usage| *usage as u16 == number)
+    }
 }
 
 /// Key of the set of ports that are set apart.
@@ -338,10 +354,12 @@ pub enum Counter {
     ConnectPassedLinkLocal = 25,
     /// Sockets that asked to take data of TCP Fast Open without a cookie: not allowed.
     FastOpenRefused = 26,
+    /// Inbound connections that passed because no agent was there and the pod's annotation asks for that.
+    InboundPassedAgentDown = 27,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 27;
+pub const COUNTERS: u32 = 28;
 
 impl Counter {
     /// All counters with the names that `meshctl` and the metrics show.
@@ -373,6 +391,7 @@ impl Counter {
         (Counter::ConnectRefusedDevice, "connect_refused_device"),
         (Counter::ConnectPassedLinkLocal, "connect_passed_link_local"),
         (Counter::FastOpenRefused, "fast_open_refused"),
+        (Counter::InboundPassedAgentDown, "inbound_passed_agent_down"),
     ];
 
     /// The counter with this number.

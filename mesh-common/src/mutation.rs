@@ -105,6 +105,16 @@ mechanisms! {
     HandshakeBudget = "handshake-budget",
     /// The last good version of an object stays in force while its document is bad.
     LastGoodState = "last-good-state",
+    /// The pinned maps of an earlier agent are adopted only under the same ABI.
+    AbiVersion = "abi-version",
+    /// A pinned link is adopted only where it is attached to the pod as it is now.
+    LinkTarget = "link-target",
+    /// A successor makes its own listeners those that count.
+    BankFlip = "bank-flip",
+    /// What an earlier agent let pass uncaptured is compared with what may pass now.
+    AdoptedRules = "adopted-rules",
+    /// What an earlier agent had captured, and nobody wants captured any more, is let go.
+    AdoptedLeftovers = "adopted-leftovers",
     /// An AuthorizationPolicy decides who may connect.
     Authorize = "authorize",
     /// Connections that stand are judged again when what decides about them changes.

@@ -54,7 +54,8 @@ pub fn steer(ctx: &SkLookupContext, packet: &Lookup, netns: u64, host: u64) -> S
         }
     };
     match steering {
-        Steering::Drop(what) | Steering::Pass(what @ Counter::LookupMissed) => {
+        Steering::Drop(what)
+        | Steering::Pass(what @ (Counter::LookupMissed | Counter::InboundPassedAgentDown)) => {
             events::report(what, &flow(packet, netns));
         }
         Steering::Pass(what) => count(what),
@@ -121,6 +122,9 @@ fn assign(ctx: &SkLookupContext, packet: &Lookup, netns: u64, role: Role) -> Ste
     if !assign_worker(ctx, &pod, role, worker) && !assign_worker(ctx, &pod, role, 0) {
         if mutation::is_off(Mechanism::NoListenerDrop) {
             return Steering::Pass(Counter::DroppedNoListener);
+        }
+        if matches!(role, Role::Inbound) && is_set_apart(netns, 0, PortUse::InboundWhenDown) {
+            return Steering::Pass(Counter::InboundPassedAgentDown);
         }
         return Steering::Drop(Counter::DroppedNoListener);
     }

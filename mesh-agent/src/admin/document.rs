@@ -192,6 +192,9 @@ pub struct UncapturedEntry {
     pub outbound_cidrs: Vec<String>,
     /// Exclusions in force: ports of the pod.
     pub inbound_ports: Vec<u16>,
+    /// Whether connections to it pass while no agent is there.
+    #[serde(default)]
+    pub inbound_when_down: bool,
     /// Exclusions that were asked for and are not in force.
     pub refused: Vec<RefusedExclusionEntry>,
     /// Connections that are older than capture: `GET /connections/older`.
@@ -496,6 +499,12 @@ pub struct Bpf {
     pub abi_version: u32,
     /// Where the pins are.
     pub bpffs: String,
+    /// The directory below that with the maps and links in use.
+    #[serde(default)]
+    pub run: String,
+    /// Whether an earlier agent began it.
+    #[serde(default)]
+    pub adopted: bool,
     /// The cgroup2 mount.
     pub cgroup2: String,
     /// The agent's own cgroup, whose sockets are never captured.
@@ -531,6 +540,9 @@ pub struct BpfPod {
     pub netns_cookie: u64,
     /// Its place in the listener map.
     pub slot: u32,
+    /// Which of the two banks of its listeners is in use: a successor fills the other one.
+    #[serde(default)]
+    pub bank: u32,
     /// All addresses of its network namespace.
     pub addresses: Vec<IpAddr>,
     /// What is attached for it.

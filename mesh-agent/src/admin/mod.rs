@@ -10,7 +10,7 @@ mod socket;
 
 pub use limits::LIMITS;
 pub use server::{AdminServer, View, router};
-pub use socket::{AdminSocket, SocketError};
+pub use socket::{AdminSocket, SocketError, private_listener};
 
 /// Where the socket is unless a setting says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/mesh-agent/admin.sock";

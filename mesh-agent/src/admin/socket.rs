@@ -75,7 +75,7 @@ impl AdminSocket {
         {
             return Err(SocketError::NotASocket(path.to_owned()));
         }
-        let listener = listen(path)?;
+        let listener = private_listener(path)?;
         let inode = fs::symlink_metadata(path)
             .map_err(io_error("look at", path))?
             .ino();
@@ -152,8 +152,12 @@ fn take_lock(path: &Path) -> Result<File, SocketError> {
     Ok(lock)
 }
 
-/// Binds under another name, narrows the mode, listens, and only then takes the real name: nobody can connect before.
-fn listen(path: &Path) -> Result<std::os::unix::net::UnixListener, SocketError> {
+/// A listening socket at `path` for its owner alone. Binds under another name, narrows the mode, listens, and only then takes the real
+/// name: nobody can connect before. What had the name loses it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn private_listener(path: &Path) -> Result<std::os::unix::net::UnixListener, SocketError> {
     let fresh = beside(path, ".new");
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

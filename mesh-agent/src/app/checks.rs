@@ -10,6 +10,8 @@ use crate::capture::{KubeletError, ProbePassage};
 use crate::telemetry::traffic::Room;
 use crate::worker::WorkerStatus;
 
+use super::descriptors::Descriptors;
+
 /// A map that is fuller than this is worth a look.
 const FULL: f64 = 0.8;
 
@@ -20,6 +22,7 @@ pub(super) struct Facts {
     pub(super) certificates: Certificates,
     pub(super) bpf: Bpf,
     pub(super) workers: Vec<WorkerStatus>,
+    pub(super) descriptors: Descriptors,
     /// Whether the kubelet's probes pass; `None` before that was looked at.
     pub(super) probes: Option<ProbePassage>,
     pub(super) older: OlderConnections,
@@ -42,6 +45,7 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
         first_packets(&facts.bpf),
         foreign_programs(&facts.bpf),
         workers(&facts.workers),
+        descriptors(facts.descriptors),
         metrics(facts.metrics),
     ]
 }
@@ -53,6 +57,30 @@ fn check(name: &str, level: Level, detail: String, hint: &str) -> Check {
         detail,
         hint: (level != Level::Ok).then(|| hint.to_owned()),
     }
+}
+
+fn descriptors(descriptors: Descriptors) -> Check {
+    let limit = descriptors
+        .limit
+        .map_or_else(|| "an unknown number of".to_owned(), |limit| limit.to_string());
+    let mut detail = format!(
+        "{limit} descriptors; a workload may have {} connections on each worker",
+        descriptors.connections
+    );
+    if descriptors.connections < descriptors.asked {
+        detail += &format!(", not {} as its budget says", descriptors.asked);
+    }
+    let level = if descriptors.is_short() {
+        Level::Warn
+    } else {
+        Level::Ok
+    };
+    check(
+        "descriptors",
+        level,
+        detail,
+        "raise the hard limit of open files (LimitNOFILE= in a unit), or lower --budget-connections",
+    )
 }
 
 fn metrics(room: Room) -> Check {
@@ -473,6 +501,7 @@ mod tests {
                 workload: "shop/order".into(),
                 netns_cookie: 1,
                 slot: 0,
+                bank: 0,
                 addresses: vec![],
                 links: vec![],
                 shadowed_ports: vec![15008],
@@ -493,6 +522,7 @@ mod tests {
             workload: format!("shop/order-{n}"),
             netns_cookie: n,
             slot: 0,
+            bank: 0,
             addresses: vec![],
             links: vec![],
             shadowed_ports: vec![],

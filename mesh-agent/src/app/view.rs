@@ -30,6 +30,7 @@ use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
 use crate::worker::{Place, Usage, Workers};
 
 use super::checks;
+use super::descriptors::Descriptors;
 
 mod policy;
 mod uncaptured;
@@ -47,6 +48,7 @@ pub(super) struct AgentView {
     pub(super) workers: Arc<Workers>,
     pub(super) affinity: Arc<Affinity>,
     pub(super) log: Arc<ConnectionLog>,
+    pub(super) descriptors: Descriptors,
     pub(super) sandbox: SandboxHost,
     /// Cancelled when the agent begins to stop.
     pub(super) stopping: CancellationToken,
@@ -291,6 +293,7 @@ impl View for AgentView {
             certificates: self.certificates(),
             bpf: self.bpf(),
             workers: self.workers.status(),
+            descriptors: self.descriptors,
             probes: self.capture.probe_passage(),
             older: self.older_connections(&ConnectionFilter::default()),
             metrics: self.log.traffic().room(),
@@ -503,6 +506,7 @@ fn bpf(status: CaptureStatus) -> Bpf {
         workload: pod.workload.to_string(),
         netns_cookie: pod.netns,
         slot: pod.slot,
+        bank: pod.bank,
         addresses: pod.own.into_iter().collect(),
         links: pod
             .links
@@ -533,6 +537,8 @@ fn bpf(status: CaptureStatus) -> Bpf {
     Bpf {
         abi_version: mesh_common::ABI_VERSION,
         bpffs: status.bpffs.display().to_string(),
+        run: status.run,
+        adopted: status.adopted,
         cgroup2: status.cgroup2.display().to_string(),
         agent_cgroup: status.agent_cgroup.display().to_string(),
         programs: status.programs.into_iter().map(program).collect(),

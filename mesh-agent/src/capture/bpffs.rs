@@ -2,15 +2,20 @@
 //! lock that keeps a second agent of the same node out.
 //!
 //! ```text
-//! <dir>/run-<n>/maps/<MAP>                      the maps of one run of the agent, to share them with each pod's sk_lookup
+//! <dir>/run-<n>/maps/<MAP>                      the maps, shared by all programs of the run
 //! <dir>/run-<n>/pods/<netns cookie>/<hook>      the links of one pod
+//! <dir>/run-<n>/abi-<version>/                  says that the maps are all there, and what they mean
 //! ```
+//!
+//! A run begins with an agent that finds none that it understands, and goes on with its successors: they adopt the maps and the links.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use mesh_common::mutation::{self, Mechanism};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -42,11 +47,22 @@ pub fn default_dir(node: &str) -> PathBuf {
     Path::new(PARENT).join(node.replace(['.', '/'], "_"))
 }
 
+/// Behind the name of a pin that is about to take the place of another.
+const FRESH: &str = "_new";
+
+/// Where the successor of a pin is pinned before it takes its place.
+pub(super) fn fresh_pin(pin: &Path) -> PathBuf {
+    let mut name = pin.as_os_str().to_owned();
+    name.push(FRESH);
+    PathBuf::from(name)
+}
+
 /// The node's directory, locked.
 #[derive(Debug)]
 pub(super) struct NodeDir {
     path: PathBuf,
-    _lock: Flock<File>,
+    /// `None` after it was given up for a successor.
+    lock: Mutex<Option<Flock<File>>>,
 }
 
 impl NodeDir {
@@ -69,17 +85,28 @@ impl NodeDir {
     }
 
     fn lock(path: &Path) -> Result<Self, CaptureError> {
-        let dir = File::open(path).map_err(CaptureError::io(format!("opening {}", path.display())))?;
-        match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self {
-                path: path.to_owned(),
-                _lock: lock,
-            }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(CaptureError::Locked {
-                path: path.to_owned(),
-            }),
-            Err((_, e)) => Err(CaptureError::io(format!("locking {}", path.display()))(e.into())),
+        Ok(Self {
+            path: path.to_owned(),
+            lock: Mutex::new(Some(flock(path)?)),
+        })
+    }
+
+    /// Lets another agent of this node have the directory. What is in it stays.
+    pub(super) fn give_up(&self) {
+        self.held().take();
+    }
+
+    /// Takes the directory back that was given up.
+    pub(super) fn take_back(&self) -> Result<(), CaptureError> {
+        let mut held = self.held();
+        if held.is_none() {
+            *held = Some(flock(&self.path)?);
         }
+        Ok(())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Flock<File>>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -96,6 +123,13 @@ impl NodeDir {
             make_dir(&dir).map_err(CaptureError::io(format!("making {}", dir.display())))?;
         }
         Ok(run)
+    }
+
+    /// The latest run that was begun whole under this ABI.
+    pub(super) fn adoptable(&self, abi: u32) -> Option<Run> {
+        let mut runs = self.runs();
+        runs.retain(|run| run.is_sealed(abi));
+        runs.into_iter().max_by_key(number)
     }
 
     /// The pins of earlier runs.
@@ -131,6 +165,16 @@ impl NodeDir {
     }
 }
 
+fn flock(path: &Path) -> Result<Flock<File>, CaptureError> {
+    let dir = File::open(path).map_err(CaptureError::io(format!("opening {}", path.display())))?;
+    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => CaptureError::Locked {
+            path: path.to_owned(),
+        },
+        other => CaptureError::io(format!("locking {}", path.display()))(other.into()),
+    })
+}
+
 fn number(run: &Run) -> Option<u64> {
     run.path.file_name()?.to_str()?.strip_prefix("run-")?.parse().ok()
 }
@@ -145,6 +189,24 @@ impl Run {
     /// Directory of the maps.
     pub(super) fn maps(&self) -> PathBuf {
         self.path.join("maps")
+    }
+
+    /// Its name, for people.
+    pub(super) fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Says that all maps of the run are there, as `abi` has them. Without that nobody adopts it.
+    pub(super) fn seal(&self, abi: u32) -> io::Result<()> {
+        make_dir(&self.path.join(format!("abi-{abi}")))
+    }
+
+    fn is_sealed(&self, abi: u32) -> bool {
+        if mutation::is_off(Mechanism::AbiVersion) {
+            return self.maps().is_dir();
+        }
+        self.path.join(format!("abi-{abi}")).is_dir()
     }
 
     /// Directory of a pod's links.
@@ -183,9 +245,11 @@ impl Run {
             fs::remove_file(map)?;
             removed += 1;
         }
-        for dir in [self.maps(), self.path.join("pods"), self.path.clone()] {
+        // Its seal with it, and whatever a crash has left half made.
+        for dir in entries(&self.path) {
             remove_dir(&dir)?;
         }
+        remove_dir(&self.path)?;
         Ok(removed)
     }
 }
@@ -199,6 +263,11 @@ pub(super) fn remove_links(dir: &Path) -> io::Result<usize> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
+    }
+    // A crash may have left a pin that had not taken its place yet.
+    for other in entries(dir) {
+        fs::remove_file(other)?;
+        removed += 1;
     }
     remove_dir(dir)?;
     Ok(removed)
@@ -281,6 +350,42 @@ mod tests {
         assert_eq!(first.pods(), [0xbeef]);
         assert_eq!(node.remove().unwrap(), HOOKS.len() + 1);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_a_run_that_was_begun_whole_under_the_same_abi_is_adopted() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeDir::open_existing(dir.path()).unwrap().unwrap();
+        assert_eq!(node.adoptable(7), None);
+        let whole = node.start_run().unwrap();
+        let half_made = node.start_run().unwrap();
+        assert_eq!(
+            node.adoptable(7),
+            None,
+            "nobody has said that its maps are all there"
+        );
+        whole.seal(7).unwrap();
+        assert_eq!(node.adoptable(7), Some(whole.clone()));
+        assert_eq!(node.adoptable(8), None);
+        assert_eq!(node.leftovers(&whole), std::slice::from_ref(&half_made));
+        fs::write(fresh_pin(&whole.make_pod(1).unwrap().join("connect4")), "").unwrap();
+        assert_eq!(
+            whole.remove().unwrap(),
+            1,
+            "what a crash left half made goes, too"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_was_given_up_can_be_taken_back_once_it_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = NodeDir::open_existing(dir.path()).unwrap().unwrap();
+        first.give_up();
+        let second = NodeDir::open_existing(dir.path()).unwrap().unwrap();
+        assert!(matches!(first.take_back(), Err(CaptureError::Locked { .. })));
+        drop(second);
+        first.take_back().unwrap();
+        assert!(NodeDir::open_existing(dir.path()).is_err());
     }
 
     #[test]

@@ -100,6 +100,11 @@ impl PodCgroup {
         &self.dir
     }
 
+    /// Its id, as the kernel tells it of a link.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Where it is, without symbolic links.
     pub(super) fn path(&self) -> &Path {
         &self.full

@@ -111,7 +111,7 @@ impl DebugLog {
         Ok(())
     }
 
-    fn off(&self) -> Result<(), DebugLogError> {
+    pub(super) fn off(&self) -> Result<(), DebugLogError> {
         self.switch.insert(&0, &LogSwitch::default())?;
         self.shared.state().on = None;
         Ok(())

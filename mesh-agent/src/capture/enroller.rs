@@ -193,7 +193,8 @@ impl Enroller {
         self.failures.retain(|uid, _| local.placed.contains_key(uid));
         self.report(local);
         let settled = |f: &Failure| matches!(f.state, CaptureState::Refused(_));
-        if self.leftovers && local.known && self.failures.values().all(settled) {
+        let may_drop = local.known && self.capture.may_drop_leftovers();
+        if self.leftovers && may_drop && self.failures.values().all(settled) {
             self.capture.drop_leftovers();
             self.leftovers = false;
         }

@@ -20,9 +20,18 @@ pub(super) struct KernelFlows {
 impl KernelFlows {
     /// Removes the entries of a pod that is no longer captured: hand-offs of connections that died in the accept queue.
     pub(super) fn sweep(&self, netns: u64) {
+        self.sweep_where(|key| key.netns == netns);
+    }
+
+    /// Removes all entries: those of an agent that is dead, and of its connections.
+    pub(super) fn sweep_all(&self) {
+        self.sweep_where(|_| true);
+    }
+
+    fn sweep_where(&self, is_meant: impl Fn(&FlowKey) -> bool) {
         for table in [&self.handoff, &self.deliveries] {
             for key in table.keys().unwrap_or_default() {
-                if key.netns == netns {
+                if is_meant(&key) {
                     let _ = table.remove(&key);
                 }
             }

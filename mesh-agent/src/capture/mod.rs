@@ -13,6 +13,7 @@ pub mod events;
 mod flows;
 mod foreign;
 mod kubelet;
+mod links;
 mod mounts;
 mod netns;
 mod node;
@@ -41,7 +42,7 @@ pub use debug_log::{DebugLogError, DebugLogStatus, LONGEST as LONGEST_DEBUG_LOG}
 pub use error::{CaptureError, EnrolError};
 pub use foreign::ForeignProgram;
 pub use kubelet::KubeletError;
-pub use node::{Capture, CaptureOptions, CaptureState, ProbePassage, unload};
+pub use node::{Beginning, Capture, CaptureOptions, CaptureState, ProbePassage, unload};
 pub use older::OlderConnections;
 pub use pod::{PodSpec, Rules};
 pub use sockets::{Family, SocketSource};

@@ -3,37 +3,41 @@
 
 mod entries;
 mod passes;
+mod succession;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use aya::programs::links::FdLink;
-use mesh_common::{Addr, MAX_PODS, MAX_WORKERS, NodeConst, OwnKey, PodConst, PodEntry, maps};
+use mesh_common::mutation::{self, Mechanism};
+use mesh_common::{ABI_VERSION, Addr, MAX_WORKERS, NodeConst, OwnKey, PodConst, PodEntry, maps};
 use mesh_core::model::WorkloadUid;
 use mesh_core::plan::AllowedExclusions;
 use serde::Serialize;
 use tracing::{info, warn};
 
 use super::bpffs::{self, NodeDir, Run};
-use super::cgroup::{self, AgentCgroup, Cgroup2};
+use super::cgroup::{self, AgentCgroup, Cgroup2, PodCgroup};
 use super::debug_log::DebugLog;
 use super::error::{CaptureError, EnrolError};
 use super::events::{Book, Predecessors};
 use super::flows::KernelFlows;
+use super::links::{PodLinks, Target};
 use super::netns::Netns;
 use super::objects::NodeObject;
 use super::older::Older;
-use super::pod::{CapturedPod, Place, PodSpec, Rules, data_path_pod, make_listeners};
+use super::pod::{CapturedPod, Place, PodSpec, data_path_pod, make_listeners};
 use super::residents::Residents;
-use super::sys::Table;
+use super::sys::{LinkTarget, Table};
 use super::{FlowTable, PodServer, checks};
 use crate::settings::KubeletCgroup;
-use entries::Undo;
+use entries::{Seat, Undo};
 use passes::Passes;
 pub use passes::ProbePassage;
+pub use succession::Beginning;
 
 /// How to capture.
 #[derive(Clone, Debug)]
@@ -95,8 +99,14 @@ pub struct Capture {
     pub(super) book: Mutex<Book>,
     pub(super) debug_log: DebugLog,
     predecessors: Mutex<Predecessors>,
-    delivery: Mutex<Option<FdLink>>,
+    delivery: Mutex<Option<OwnedFd>>,
     state: Mutex<State>,
+    /// How the agent began.
+    beginning: Beginning,
+    /// No other agent of this node carries new connections.
+    alone: AtomicBool,
+    /// The run is an earlier agent's.
+    adopted: bool,
 }
 
 /// What was set up before anything was loaded.
@@ -105,6 +115,17 @@ struct Started {
     agent_cgroup: AgentCgroup,
     dir: NodeDir,
     run: Run,
+    adopted: bool,
+}
+
+impl Started {
+    /// Removes what was begun. What an earlier agent has left stays.
+    fn undo(&self) {
+        if !self.adopted {
+            let _ = self.run.remove();
+        }
+        self.agent_cgroup.leave();
+    }
 }
 
 /// What changes while the agent runs.
@@ -124,11 +145,11 @@ impl std::fmt::Debug for Capture {
 
 impl Capture {
     /// Loads the programs and attaches what belongs to the node itself. To be called before any socket of the data path is made: the
-    /// process may move into a cgroup of its own.
+    /// process may move into a cgroup of its own. What an earlier agent has pinned is adopted where it is of the same ABI.
     ///
     /// # Errors
     /// Names what is missing. The agent must not run then.
-    pub fn load(options: CaptureOptions) -> Result<Self, CaptureError> {
+    pub fn load(options: CaptureOptions, beginning: Beginning) -> Result<Self, CaptureError> {
         if !NodeObject::is_embedded() {
             return Err(CaptureError::NotBuilt);
         }
@@ -136,17 +157,24 @@ impl Capture {
         let cgroup2 = Cgroup2::find(options.cgroup_root.as_deref())?;
         let dir = NodeDir::open(&options.bpffs_dir)?;
         let agent_cgroup = AgentCgroup::settle(&cgroup2, &options.node_name)?;
-        let run = dir.start_run()?;
+        let adoptable = succession::adoptable(&dir);
+        let adopted = adoptable.is_some();
+        let run = adoptable.map_or_else(|| dir.start_run(), Ok)?;
         let started = Started {
             cgroup2,
             agent_cgroup,
             dir,
             run,
+            adopted,
         };
-        Self::load_into(options, started)
+        Self::load_into(options, started, beginning)
     }
 
-    fn load_into(options: CaptureOptions, started: Started) -> Result<Self, CaptureError> {
+    fn load_into(
+        options: CaptureOptions,
+        started: Started,
+        beginning: Beginning,
+    ) -> Result<Self, CaptureError> {
         let host_netns = Netns::home_cookie();
         let host_netns = host_netns.map_err(CaptureError::io(
             "reading the cookie of the host's network namespace",
@@ -154,13 +182,16 @@ impl Capture {
         let loaded =
             NodeObject::load(Some(&started.run.maps()), NodeConst { host_netns }).and_then(|mut object| {
                 let delivery = object.attach_agent(started.agent_cgroup.file())?;
+                started
+                    .run
+                    .seal(ABI_VERSION)
+                    .map_err(CaptureError::io("marking the maps as whole"))?;
                 Ok((delivery, object.debug_lines()?, object))
             });
         let (delivery, debug_lines, object) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
-                let _ = started.run.remove();
-                started.agent_cgroup.leave();
+                started.undo();
                 return Err(error);
             }
         };
@@ -169,6 +200,7 @@ impl Capture {
             agent_cgroup,
             dir,
             run,
+            adopted,
         } = started;
         let leftovers = dir.leftovers(&run);
         let capture = Self {
@@ -193,10 +225,17 @@ impl Capture {
             agent_cgroup,
             dir,
             run,
+            alone: AtomicBool::new(!beginning.is_beside()),
+            beginning,
+            adopted,
         };
+        capture.begin();
         let left: usize = leftovers.iter().map(|run| run.pods().len()).sum();
         info!(
             dir = %capture.dir.path().display(),
+            run = capture.run.name(),
+            adopted,
+            pods = capture.run.pods().len(),
             cgroup2 = %capture.cgroup2.mount.display(),
             leftovers = left,
             "the BPF programs are loaded"
@@ -268,7 +307,8 @@ impl Capture {
     }
 
     /// The order matters: see the design of enrolment in ARCHITECTURE.md. Listeners, entries, workers, `sk_lookup`, `sock_ops`,
-    /// `getpeername`, and `connect` at the very last.
+    /// `getpeername`, and `connect` at the very last. Where an earlier agent has captured the pod, everything is in force already: the
+    /// listeners go into the bank that is idle, and the entry that makes it the one in use is written at the very last.
     fn capture(
         &self,
         state: &State,
@@ -283,36 +323,38 @@ impl Capture {
             changes,
         } = place;
         let cookie = netns.cookie();
-        let slot = free_slot(state).ok_or(EnrolError::Full)?;
+        let seat = self.seat(state, cookie)?;
         let listeners = make_listeners(&netns, server.workers())?;
         let undo = Undo {
             capture: self,
             cookie,
-            slot,
+            seat,
         };
-        self.list(slot, &listeners)?;
-        self.put_own(cookie, &BTreeMap::new(), &interfaces.addresses)?;
-        self.put_entry(spec, cookie, slot, server.workers())?;
+        self.list(seat, &listeners)?;
+        self.put_own(cookie, &self.own_of(cookie), &interfaces.addresses)?;
+        if !seat.inherited {
+            self.put_entry(spec, cookie, seat, server.workers())?;
+        }
         let dir = self
             .run
             .make_pod(cookie)
             .map_err(EnrolError::kernel("making the directory of its pins"))?;
-        let pod = data_path_pod(spec, &netns, slot);
+        let rules = self.passes.present(cookie);
+        let pod = data_path_pod(spec, &netns, seat.slot);
         server.serve(Arc::clone(&pod), listeners);
-        let consts = PodConst {
-            netns: cookie,
-            host_netns: self.passes.host_netns(),
-        };
-        let attached = self
-            .object()
-            .attach_pod(consts, netns.file(), cgroup.file(), &dir);
-        let links = attached.map_err(|(what, why)| {
+        let mut links = self.attach(&netns, &cgroup, &dir).inspect_err(|_| {
             server.retire(&spec.uid);
-            EnrolError::Kernel { what, why }
         })?;
+        if seat.inherited && !mutation::is_off(Mechanism::BankFlip) {
+            self.put_entry(spec, cookie, seat, server.workers())
+                .inspect_err(|_| {
+                    server.retire(&spec.uid);
+                    links.detach_new();
+                })?;
+        }
         std::mem::forget(undo);
         self.replace_leftovers(cookie);
-        info!(workload = %spec.uid, netns = cookie, slot, "captured");
+        info!(workload = %spec.uid, netns = cookie, slot = seat.slot, bank = seat.bank, adopted = links.adopted(), "captured");
         Ok(CapturedPod {
             spec: spec.clone(),
             pod,
@@ -320,10 +362,31 @@ impl Capture {
             cgroup,
             own: interfaces.addresses,
             links,
+            bank: seat.bank,
             changes: Arc::new(changes),
-            rules: Rules::default(),
+            rules,
             older: Older::default(),
         })
+    }
+
+    fn attach(&self, netns: &Netns, cgroup: &PodCgroup, dir: &Path) -> Result<PodLinks, EnrolError> {
+        let consts = PodConst {
+            netns: netns.cookie(),
+            host_netns: self.passes.host_netns(),
+        };
+        let inode = netns
+            .inode()
+            .map_err(EnrolError::kernel("looking at its network namespace"))?;
+        let of_netns = Target {
+            file: netns.file().as_fd(),
+            is: LinkTarget::Netns(inode),
+        };
+        let of_cgroup = Target {
+            file: cgroup.file().as_fd(),
+            is: LinkTarget::Cgroup(cgroup.id()),
+        };
+        let attached = self.object().attach_pod(consts, of_netns, of_cgroup, dir);
+        attached.map_err(|(what, why)| EnrolError::Kernel { what, why })
     }
 
     /// Another spec at the same place: the links stay, the listeners are exchanged. Between the two, connections are refused.
@@ -334,23 +397,24 @@ impl Capture {
         place: Place,
         server: &dyn PodServer,
     ) -> Result<(), EnrolError> {
-        let slot = free_slot(state).ok_or(EnrolError::Full)?;
+        let seat = self.free_seat(state)?;
         let Some(present) = state.pods.get_mut(&spec.uid) else {
             return Ok(());
         };
         let cookie = present.netns.cookie();
         let listeners = make_listeners(&present.netns, server.workers())?;
-        self.list(slot, &listeners)?;
+        self.list(seat, &listeners)?;
         server.retire(&spec.uid);
-        let pod = data_path_pod(spec, &present.netns, slot);
+        let pod = data_path_pod(spec, &present.netns, seat.slot);
         server.serve(Arc::clone(&pod), listeners);
         self.put_own(cookie, &present.own, &place.interfaces.addresses)?;
         present.own = place.interfaces.addresses;
-        self.put_entry(spec, cookie, slot, server.workers())?;
+        self.put_entry(spec, cookie, seat, server.workers())?;
         self.unlist(present.pod.slot);
         present.pod = pod;
+        present.bank = seat.bank;
         present.spec = spec.clone();
-        info!(workload = %spec.uid, netns = cookie, slot, "captured anew after a change");
+        info!(workload = %spec.uid, netns = cookie, slot = seat.slot, "captured anew after a change");
         Ok(())
     }
 
@@ -423,6 +487,7 @@ impl Capture {
     /// Removes the pins of earlier runs for pods that this run does not capture. To be called once every pod that should be captured
     /// is.
     pub fn drop_leftovers(&self) {
+        self.drop_unwanted();
         for run in self.dir.leftovers(&self.run) {
             match run.remove() {
                 Ok(pins) => {
@@ -431,14 +496,6 @@ impl Capture {
                     self.take_events(unread, Instant::now());
                 }
                 Err(error) => warn!(%error, "what an earlier run has left cannot be removed"),
-            }
-        }
-    }
-
-    fn replace_leftovers(&self, cookie: u64) {
-        for run in self.dir.leftovers(&self.run) {
-            if let Err(error) = run.remove_pod(cookie) {
-                warn!(%error, "pins of an earlier run stay");
             }
         }
     }
@@ -453,10 +510,10 @@ impl Capture {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         drop(delivery);
-        let removed = if leftovers.is_empty() {
-            self.dir.remove()
-        } else {
-            self.run.remove()
+        let removed = match (self.adopted, leftovers.is_empty()) {
+            (true, _) => Ok(0),
+            (false, true) => self.dir.remove(),
+            (false, false) => self.run.remove(),
         };
         if let Err(error) = removed {
             warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
@@ -494,11 +551,6 @@ impl Capture {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn free_slot(state: &State) -> Option<u32> {
-    let used: BTreeSet<u32> = state.pods.values().map(|pod| pod.pod.slot).collect();
-    (0..MAX_PODS).find(|slot| !used.contains(slot))
 }
 
 /// Removes everything that agents of this node have left in the kernel: for when no agent runs any more.

@@ -1,12 +1,11 @@
 //! The BPF objects: embedded, loaded, attached. Owns the loaded programs of the node; hands out descriptors of the maps.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Map, MapData};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SkLookup, SockOps};
+use aya::maps::{Map, MapData, MapInfo};
+use aya::programs::{Program, SkLookup};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_log::EbpfLogger;
 #[cfg(feature = "mutants")]
@@ -15,21 +14,15 @@ use mesh_common::{NodeConst, PodConst, maps, programs};
 
 use super::debug_log::Forward;
 use super::error::{CaptureError, causes};
-use super::sys::{link_set_option, pin_object};
+use super::links::{CGROUP_HOOKS, Hook, PodLinks, SK_LOOKUP, Target};
+use super::sys::link_create;
+
+/// `enum bpf_attach_type` of `linux/bpf.h`.
+const BPF_CGROUP_SOCK_OPS: u32 = 3;
 
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/objects.rs"));
 }
-
-/// The links of a pod on its cgroup: name of the pin, program. In the order in which they are attached.
-const CGROUP_HOOKS: [(&str, &str); 6] = [
-    ("setsockopt", programs::SETSOCKOPT),
-    ("sock_ops", programs::POD_SOCK_OPS),
-    ("getpeername6", programs::GETPEERNAME6),
-    ("getpeername4", programs::GETPEERNAME4),
-    ("connect6", programs::CONNECT6),
-    ("connect4", programs::CONNECT4),
-];
 
 /// What the kernel refused, and why.
 pub(super) type Refused = (String, String);
@@ -93,99 +86,123 @@ impl NodeObject {
         self.bpf.programs()
     }
 
+    /// Whether the maps pinned in `pins` are those that the objects declare. Reads them only.
+    ///
+    /// # Errors
+    /// Names the map that is missing or is otherwise.
+    pub(super) fn fits(pins: &Path) -> Result<(), Refused> {
+        let refused = |what: &str, why: String| (what.to_owned(), why);
+        let object =
+            embedded::NODE.ok_or_else(|| refused("the node's object", "it is not built in".into()))?;
+        let object = aya_obj::Object::parse(object).map_err(|e| refused("the node's object", causes(&e)))?;
+        for name in maps::ALL {
+            // One that the node's programs do not use is not in their object.
+            let Some(declared) = object.maps.get(name) else {
+                continue;
+            };
+            let pinned = MapInfo::from_pin(pins.join(name)).map_err(|e| refused(name, causes(&e)))?;
+            let kind = pinned.map_type().map_err(|e| refused(name, causes(&e)))?;
+            let is = (
+                kind as u32,
+                pinned.key_size(),
+                pinned.value_size(),
+                pinned.max_entries(),
+            );
+            let wanted = (
+                declared.map_type(),
+                declared.key_size(),
+                declared.value_size(),
+                declared.max_entries(),
+            );
+            if is != wanted {
+                return Err(refused(
+                    name,
+                    format!("(kind, key, value, elements) are {is:?}, and {wanted:?} here"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Attaches the delivery program to the agent's own cgroup, for as long as the link is kept.
-    pub(super) fn attach_agent(&mut self, cgroup: &File) -> Result<FdLink, CaptureError> {
-        let attached = self.attach(programs::AGENT_SOCK_OPS, cgroup);
-        attached.map_err(|(what, why)| CaptureError::Load { what, why })
+    pub(super) fn attach_agent(&mut self, cgroup: &File) -> Result<OwnedFd, CaptureError> {
+        self.attach_sock_ops(programs::AGENT_SOCK_OPS, cgroup)
     }
 
     /// Attaches the program that notes probes to the kubelet's cgroup, for as long as the link is kept.
-    pub(super) fn attach_kubelet(&mut self, cgroup: &File) -> Result<FdLink, CaptureError> {
-        let attached = self.attach(programs::KUBELET_SOCK_OPS, cgroup);
-        attached.map_err(|(what, why)| CaptureError::Load { what, why })
+    pub(super) fn attach_kubelet(&mut self, cgroup: &File) -> Result<OwnedFd, CaptureError> {
+        self.attach_sock_ops(programs::KUBELET_SOCK_OPS, cgroup)
     }
 
-    /// Attaches to a pod, `sk_lookup` first and `connect` last, pinning each link in `dir`. Returns the links in the order in which they
-    /// were attached; on an error those attached so far are detached again.
+    fn attach_sock_ops(&self, name: &str, cgroup: &File) -> Result<OwnedFd, CaptureError> {
+        let load = |(what, why)| CaptureError::Load { what, why };
+        let program = self.program(name).map_err(load)?;
+        link_create(program, cgroup.as_fd(), BPF_CGROUP_SOCK_OPS)
+            .map_err(CaptureError::load(format!("program {name}")))
+    }
+
+    /// Attaches to a pod, `sk_lookup` first and `connect` last, pinning each link in `dir`. Links that an earlier agent has left there
+    /// go on with our programs. On an error those that are new are detached again.
     pub(super) fn attach_pod(
-        &mut self,
+        &self,
         pod: PodConst,
-        netns: &File,
-        cgroup: &File,
+        netns: Target<'_>,
+        cgroup: Target<'_>,
         dir: &Path,
     ) -> Result<PodLinks, Refused> {
-        let mut links = PodLinks::default();
-        let attached = attach_lookup(&self.maps, pod, netns)
-            .and_then(|link| links.pin(link, dir, "sk_lookup"))
-            .and_then(|()| {
-                CGROUP_HOOKS.iter().try_for_each(|(hook, program)| {
-                    self.attach_pinned(program, cgroup, &mut links, dir, hook)
-                })
-            });
+        let mut links = PodLinks::new(dir);
+        let attached = self.put_all(pod, netns, cgroup, &mut links);
         match attached {
             Ok(()) => Ok(links),
             Err(refused) => {
-                links.detach();
+                links.detach_new();
                 Err(refused)
             }
         }
     }
 
-    fn attach_pinned(
-        &mut self,
-        name: &str,
-        cgroup: &File,
+    fn put_all(
+        &self,
+        pod: PodConst,
+        netns: Target<'_>,
+        cgroup: Target<'_>,
         links: &mut PodLinks,
-        dir: &Path,
-        hook: &'static str,
     ) -> Result<(), Refused> {
-        match self.bpf.program(name) {
-            // aya gives no descriptor of such a link away, so it cannot pin it.
-            Some(Program::CgroupSockopt(program)) => {
-                let refused = |why: &dyn std::error::Error| (format!("program {name}"), causes(why));
-                let fd = program.fd().map_err(|e| refused(&e))?.as_fd();
-                let link = link_set_option(fd, cgroup.as_fd()).map_err(|e| refused(&e))?;
-                links.pin_raw(link, dir, hook)
-            }
-            _ => links.pin(self.attach(name, cgroup)?, dir, hook),
-        }
+        // The links keep the programs.
+        let lookup = load_lookup(&self.maps, pod)?;
+        put(links, SK_LOOKUP, program_of(&lookup, SK_LOOKUP.program)?, netns)?;
+        CGROUP_HOOKS
+            .iter()
+            .try_for_each(|hook| put(links, *hook, self.program(hook.program)?, cgroup))
     }
 
-    fn attach(&mut self, name: &str, cgroup: &File) -> Result<FdLink, Refused> {
-        let refused = |why: String| (format!("program {name}"), why);
-        let program = self.bpf.program_mut(name);
-        let program = program.ok_or_else(|| refused("it is not in the object".into()))?;
-        // Links are many by nature; any flag is EINVAL on some kernels.
-        let mode = CgroupAttachMode::Single;
-        let link = match program {
-            Program::CgroupSockAddr(program) => link_sock_addr(program, cgroup, mode),
-            Program::SockOps(program) => link_sock_ops(program, cgroup, mode),
-            _ => return Err(refused("it is of another type".into())),
-        };
-        link.map_err(|error| refused(causes(&*error)))
+    fn program(&self, name: &str) -> Result<BorrowedFd<'_>, Refused> {
+        program_of(&self.bpf, name)
     }
 }
 
-type LinkError = Box<dyn std::error::Error + Send + Sync>;
-
-fn link_sock_addr(
-    program: &mut CgroupSockAddr,
-    cgroup: &File,
-    mode: CgroupAttachMode,
-) -> Result<FdLink, LinkError> {
-    let id = program.attach(cgroup, mode)?;
-    Ok(program.take_link(id)?.try_into()?)
+fn program_of<'a>(bpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Refused> {
+    let refused = |why: String| (format!("program {name}"), why);
+    let program = bpf
+        .program(name)
+        .ok_or_else(|| refused("it is not in the object".into()))?;
+    Ok(program.fd().map_err(|e| refused(causes(&e)))?.as_fd())
 }
 
-fn link_sock_ops(program: &mut SockOps, cgroup: &File, mode: CgroupAttachMode) -> Result<FdLink, LinkError> {
-    let id = program.attach(cgroup, mode)?;
-    Ok(program.take_link(id)?.try_into()?)
+fn put(links: &mut PodLinks, hook: Hook, program: BorrowedFd<'_>, target: Target<'_>) -> Result<(), Refused> {
+    links.put(hook, program, target).map_err(|error| {
+        (
+            format!("program {} at {}", hook.program, hook.name),
+            causes(&error),
+        )
+    })
 }
 
-/// Loads a pod's own instance of `sk_lookup` over the shared maps and attaches it. The link keeps it.
-fn attach_lookup(pins: &Path, pod: PodConst, netns: &File) -> Result<FdLink, Refused> {
-    let refused = |error: LinkError| (format!("program {}", programs::SK_LOOKUP), causes(&*error));
-    let load = || -> Result<FdLink, LinkError> {
+type LoadError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Loads a pod's own instance of `sk_lookup` over the shared maps.
+fn load_lookup(pins: &Path, pod: PodConst) -> Result<Ebpf, Refused> {
+    let load = || -> Result<Ebpf, LoadError> {
         let object = embedded::POD.ok_or("it is not built in")?;
         let mut bpf = loader(Some(pins))
             .override_global(programs::POD_CONST, &pod, true)
@@ -195,10 +212,9 @@ fn attach_lookup(pins: &Path, pod: PodConst, netns: &File) -> Result<FdLink, Ref
             .ok_or("it is not in the object")?;
         let program: &mut SkLookup = program.try_into()?;
         program.load()?;
-        let id = program.attach(netns)?;
-        Ok(program.take_link(id)?.into())
+        Ok(bpf)
     };
-    load().map_err(refused)
+    load().map_err(|error| (format!("program {}", programs::SK_LOOKUP), causes(&*error)))
 }
 
 fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
@@ -225,55 +241,5 @@ fn map_data(map: &Map) -> Option<&MapData> {
         | Map::Array(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,
-    }
-}
-
-/// The pinned links of a pod, in the order in which they were attached. Dropped without [`detach`](Self::detach) they stay pinned,
-/// and the pod captured.
-#[derive(Debug, Default)]
-pub(super) struct PodLinks(Vec<PodLink>);
-
-#[derive(Debug)]
-struct PodLink {
-    hook: &'static str,
-    path: PathBuf,
-    link: PinnedLink,
-}
-
-impl PodLinks {
-    fn pin(&mut self, link: FdLink, dir: &Path, hook: &'static str) -> Result<(), Refused> {
-        let path = dir.join(hook);
-        let pinned = link.pin(&path);
-        let link = pinned.map_err(|error| (format!("the pin {}", path.display()), causes(&error)))?;
-        self.0.push(PodLink { hook, path, link });
-        Ok(())
-    }
-
-    fn pin_raw(&mut self, link: OwnedFd, dir: &Path, hook: &'static str) -> Result<(), Refused> {
-        let path = dir.join(hook);
-        let refused = |why: &dyn std::error::Error| (format!("the pin {}", path.display()), causes(why));
-        pin_object(link.as_fd(), &path).map_err(|e| refused(&e))?;
-        let link = PinnedLink::from_pin(&path).map_err(|e| refused(&e))?;
-        self.0.push(PodLink { hook, path, link });
-        Ok(())
-    }
-
-    /// Detaches, last attached first: `connect` before `sk_lookup`.
-    pub(super) fn detach(&mut self) {
-        while let Some(PodLink { hook, link, .. }) = self.0.pop() {
-            if let Err(error) = link.unpin() {
-                tracing::warn!(hook, %error, "a pin of ours was gone already");
-            }
-        }
-    }
-
-    /// Hook, id of the link, id of its program.
-    pub(super) fn describe(&self) -> Vec<(&'static str, u32, u32)> {
-        let ids = |link: &PodLink| {
-            // `PinnedLink` lends nothing of its descriptor: ask by the pin.
-            let info = FdLink::from(PinnedLink::from_pin(&link.path).ok()?).info().ok()?;
-            Some((link.hook, info.id(), info.program_id()))
-        };
-        self.0.iter().filter_map(ids).collect()
     }
 }

@@ -33,8 +33,8 @@ struct Known {
 
 /// What tells a pod's sockets apart.
 pub(super) struct Look<'a> {
-    /// The cgroup that the agent's sockets are made in.
-    pub(super) agent_cgroup: u64,
+    /// The cgroups that agents' sockets are made in: ours, and that of a predecessor which is leaving.
+    pub(super) agent_cgroups: &'a [u64],
     /// The pod's own addresses.
     pub(super) own: &'a BTreeMap<IpAddr, u32>,
     /// What passes by permission, and is nobody's oversight.
@@ -81,7 +81,7 @@ impl Older {
             }
             let half_open = socket.state == state::SYN_RECV;
             match socket.cgroup {
-                Some(cgroup) if cgroup == look.agent_cgroup => continue,
+                Some(cgroup) if look.agent_cgroups.contains(&cgroup) => continue,
                 None if socket.state == state::FIN_WAIT2 => continue,
                 None if !half_open => {
                     self.error = Some("the kernel does not say which cgroup a socket is of".to_owned());
@@ -125,8 +125,12 @@ impl Older {
 
 /// The ports on which applications of the pod listen.
 fn listening(sockets: &[Socket], look: &Look<'_>) -> BTreeSet<u16> {
-    let listens =
-        |socket: &&Socket| socket.state == state::LISTEN && socket.cgroup != Some(look.agent_cgroup);
+    let is_ours = |socket: &Socket| {
+        socket
+            .cgroup
+            .is_some_and(|cgroup| look.agent_cgroups.contains(&cgroup))
+    };
+    let listens = |socket: &&Socket| socket.state == state::LISTEN && !is_ours(socket);
     sockets
         .iter()
         .filter(listens)

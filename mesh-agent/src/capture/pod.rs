@@ -12,8 +12,8 @@ use socket2::Socket;
 
 use super::cgroup::PodCgroup;
 use super::error::EnrolError;
+use super::links::PodLinks;
 use super::netns::{Interfaces, Netns};
-use super::objects::PodLinks;
 use super::older::Older;
 use super::sockets::NetnsSockets;
 use super::{Listener, Pod};
@@ -163,6 +163,8 @@ pub(super) struct CapturedPod {
     /// The pod's own addresses as they are in the kernel's map, with their devices.
     pub(super) own: BTreeMap<IpAddr, u32>,
     pub(super) links: PodLinks,
+    /// The bank of its slot that its listeners are in.
+    pub(super) bank: u32,
     pub(super) changes: Arc<OwnedFd>,
     /// What passes uncaptured, as it is in the kernel's maps.
     pub(super) rules: Rules,

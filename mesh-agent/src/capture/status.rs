@@ -24,6 +24,10 @@ pub struct CaptureStatus {
     pub node: String,
     /// Where the pins are.
     pub bpffs: PathBuf,
+    /// The directory below that with the maps and links in use.
+    pub run: String,
+    /// Whether an earlier agent began it.
+    pub adopted: bool,
     /// The cgroup2 mount.
     pub cgroup2: PathBuf,
     /// The agent's own cgroup.
@@ -67,6 +71,8 @@ pub struct PodStatus {
     pub netns: u64,
     /// Its place among the listeners.
     pub slot: u32,
+    /// Which bank of its listeners is in use.
+    pub bank: u32,
     /// All addresses of its namespace.
     pub own: BTreeSet<IpAddr>,
     /// Its links.
@@ -99,6 +105,8 @@ impl Capture {
         CaptureStatus {
             node: self.options.node_name.clone(),
             bpffs: self.options.bpffs_dir.clone(),
+            run: self.run.name(),
+            adopted: self.is_adopted(),
             cgroup2: self.cgroup2.mount.clone(),
             agent_cgroup: self.agent_cgroup.path().to_owned(),
             programs,
@@ -195,6 +203,7 @@ fn describe(pod: &CapturedPod, ours: &BTreeSet<u32>) -> PodStatus {
         workload: pod.spec.uid.clone(),
         netns: pod.netns.cookie(),
         slot: pod.pod.slot,
+        bank: pod.bank,
         own: pod.own.keys().copied().collect(),
         links: pod.links.describe().into_iter().map(link).collect(),
         shadowed_ports: shadowed,

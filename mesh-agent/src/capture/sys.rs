@@ -21,11 +21,16 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
-const BPF_CGROUP_SETSOCKOPT: u32 = 22;
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_NETNS: u32 = 5;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 
 /// The kernel's own "not supported", which leaks to user space from some map operations.
@@ -186,17 +191,115 @@ fn bpf<A>(command: libc::c_int, attr: &mut A) -> io::Result<libc::c_long> {
     }
 }
 
-/// Attaches a loaded `cgroup/setsockopt` program to a cgroup, for as long as the link is open or pinned.
-pub(super) fn link_set_option(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// The part of `union bpf_attr` that BPF_LINK_UPDATE reads.
+#[repr(C)]
+struct UpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD reads and writes.
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// Attaches a loaded program to a cgroup or a network namespace, for as long as the link is open or pinned. Links are many by nature;
+/// any flag is EINVAL on some kernels.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkAttr {
         prog_fd: program.as_raw_fd() as u32,
-        target_fd: cgroup.as_raw_fd() as u32,
-        attach_type: BPF_CGROUP_SETSOCKOPT,
+        target_fd: target.as_raw_fd() as u32,
+        attach_type,
         flags: 0,
     };
-    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+    new_descriptor(bpf(BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// Exchanges the program of a link, in one step: at no moment does none run.
+///
+/// # Errors
+/// ENOLINK when what the link was attached to is gone; EINVAL when the program is of another kind.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = UpdateAttr {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Detaches a link from its hook at once, whoever else has it open or pinned.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = link.as_raw_fd() as u32;
+    bpf(BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+/// What a link is attached to. Zero in place of an id: to nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkTarget {
+    /// The cgroup with this id (the inode of its directory).
+    Cgroup(u64),
+    /// The network namespace with this inode.
+    Netns(u64),
+}
+
+/// What the kernel tells of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LinkInfo {
+    /// Its id.
+    pub(super) id: u32,
+    /// The id of its program.
+    pub(super) program: u32,
+    /// What it is attached to, where that is of a kind that we know, and at which hook (`enum bpf_attach_type`).
+    pub(super) place: Option<(LinkTarget, u32)>,
+}
+
+/// Asks the kernel about a link.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    // `struct bpf_link_info`: type, id, program, four bytes of padding, then by type. Longer than the kernel's: it wants zeros there.
+    let mut words = [0u32; 32];
+    let mut attr = InfoAttr {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: size_of_val(&words) as u32,
+        info: words.as_mut_ptr() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let [kind, id, program, _, first, second, third, ..] = words;
+    let place = match kind {
+        // A u64 and a u32.
+        BPF_LINK_TYPE_CGROUP => {
+            let [a, b, c, d] = first.to_ne_bytes();
+            let [e, f, g, h] = second.to_ne_bytes();
+            Some((
+                LinkTarget::Cgroup(u64::from_ne_bytes([a, b, c, d, e, f, g, h])),
+                third,
+            ))
+        }
+        BPF_LINK_TYPE_NETNS => Some((LinkTarget::Netns(u64::from(first)), second)),
+        _ => None,
+    };
+    Ok(LinkInfo { id, program, place })
+}
+
+/// Opens the BPF object that is pinned at `path`.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PinAttr {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    new_descriptor(bpf(BPF_OBJ_GET, &mut attr)?)
 }
 
 /// Pins a BPF object at `path`, on a bpffs.
@@ -208,6 +311,13 @@ pub(super) fn pin_object(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> 
         file_flags: 0,
     };
     bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// The descriptor that a command of bpf(2) has made.
+fn new_descriptor(made: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = libc::c_int::try_from(made).map_err(io::Error::other)?;
+    // SAFETY: the callers pass what a command that makes a descriptor returned: a new one, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Ids of the programs that run at a hook of a cgroup (`effective`: those of its ancestors too, in the order in which they run) or of a

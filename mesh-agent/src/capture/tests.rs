@@ -2,6 +2,7 @@
 //! the agent. Needs root; runs where `MESH_PRIVILEGED=1`, and says so where it does not.
 
 mod facts;
+mod succession;
 mod world;
 
 use std::io::{Read, Write};

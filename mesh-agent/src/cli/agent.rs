@@ -11,6 +11,7 @@ use super::render;
 use crate::admin::{SocketError, host};
 use crate::app::{self, AppError};
 use crate::capture::{self, CaptureError};
+use crate::handover::HandoverError;
 use crate::sandbox::{self, InitArgs, SandboxArgs};
 use crate::settings::{Settings, SettingsArgs};
 use crate::telemetry::http::HttpError;
@@ -28,7 +29,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Capture the enrolled pods of this node and carry their connections, until SIGTERM or SIGINT; SIGHUP opens the access log anew.
+    /// Capture the enrolled pods of this node and carry their connections, until SIGTERM or SIGINT; SIGHUP reads the settings file and opens the access log anew.
     #[command(after_help = AGENT_CODES)]
     Run(Box<SettingsArgs>),
     /// Remove everything that an agent of this node has left in the kernel. Refused while one runs.
@@ -98,7 +99,8 @@ fn serve(args: &SettingsArgs) -> Result<Exit, Failed> {
         .map_err(|error: LoggingError| Failed::new(Exit::Settings, &error))?;
     #[cfg(feature = "mutants")]
     mutated()?;
-    app::run(&settings, &logging).map_err(|error| Failed::new(class(&error), &error))?;
+    app::run(&settings, || Settings::load(args), &logging)
+        .map_err(|error| Failed::new(class(&error), &error))?;
     Ok(Exit::Success)
 }
 
@@ -170,6 +172,8 @@ fn class(error: &AppError) -> Exit {
         AppError::NoConfiguration | AppError::Source(_) => Exit::Settings,
         AppError::Capture(error) => capture_class(error),
         AppError::Ca(_) | AppError::Identities(_) => Exit::Identity,
+        AppError::Handover(HandoverError::Refused(_) | HandoverError::Silent { .. }) => Exit::Conflict,
+        AppError::Handover(_) => Exit::Settings,
         AppError::Socket(SocketError::Owned { .. }) => Exit::Conflict,
         AppError::Socket(_) | AppError::Sandboxes(_) => Exit::Settings,
         AppError::Http(HttpError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {

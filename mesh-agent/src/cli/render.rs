@@ -211,6 +211,9 @@ fn uncaptured(w: &WorkloadEntry) -> String {
     if !excluded.is_empty() {
         out += &format!("{name} is not captured on {}\n", excluded.join("; "));
     }
+    if of.inbound_when_down {
+        out += &format!("{name} is reached in plaintext, by anybody, while no agent is there\n");
+    }
     for refused in &of.refused {
         out += &format!("{name} stays captured on {}: {}\n", refused.what, refused.why);
     }
@@ -419,9 +422,10 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
         events.add_row([event.event.clone(), event.count.to_string()]);
     }
     format!(
-        "ABI version    {}\nPins in        {}\ncgroup2 at     {}\nAgent's cgroup {}\nDebug log      {}\n\n{}{shadowed}\n{}\n{}\n{}",
+        "ABI version    {}\nPins in        {}{}\ncgroup2 at     {}\nAgent's cgroup {}\nDebug log      {}\n\n{}{shadowed}\n{}\n{}\n{}",
         bpf.abi_version,
         bpf.bpffs,
+        pins_of(bpf),
         bpf.cgroup2,
         bpf.agent_cgroup,
         bpf_log(&bpf.log),
@@ -430,6 +434,15 @@ pub(super) fn bpf(bpf: &Bpf) -> String {
         text(events),
         text(programs),
     )
+}
+
+/// Which run's pins are in use, and whose they were.
+fn pins_of(bpf: &Bpf) -> String {
+    match (bpf.run.as_str(), bpf.adopted) {
+        ("", _) => String::new(),
+        (run, true) => format!("/{run}, adopted from an earlier agent"),
+        (run, false) => format!("/{run}"),
+    }
 }
 
 /// `meshctl check` and `mesh-agent check`.

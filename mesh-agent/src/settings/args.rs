@@ -87,7 +87,7 @@ pub struct SettingsArgs {
     #[arg(long, env = "MESH_AGENT_KUBELET_CGROUP", value_name = "CGROUP")]
     pub kubelet_cgroup: Option<String>,
 
-    /// What pods' mesh-agent.io/exclude-… annotations may leave uncaptured [default: nothing; file: allowExclusions]
+    /// What pods' annotations mesh-agent.io/exclude-… and on-agent-down may leave uncaptured [default: nothing; file: allowExclusions]
     #[arg(
         long,
         env = "MESH_AGENT_ALLOW_EXCLUSIONS",
@@ -111,6 +111,10 @@ pub struct SettingsArgs {
     /// How long connections may finish when the agent stops [default: 5s; file: defaultConfig.terminationDrainDuration]
     #[arg(long, env = "MESH_AGENT_DRAIN", value_name = "DURATION", value_parser = parse_duration)]
     pub drain: Option<Duration>,
+
+    /// Take over from an agent that runs for this node, connection by connection; false: refuse to start beside it [default: true; file: takeOver]
+    #[arg(long, env = "MESH_AGENT_TAKE_OVER", value_name = "BOOL")]
+    pub take_over: Option<bool>,
 
     /// Silence after which the kernel probes the other end of a connection; 0 for no probes [default: 60s; file: tcpKeepalive.time]
     #[arg(long, env = "MESH_AGENT_TCP_KEEPALIVE_TIME", value_name = "DURATION", value_parser = parse_duration)]

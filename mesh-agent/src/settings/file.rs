@@ -33,6 +33,7 @@ pub(super) struct File {
     pub(super) cgroup_root: Option<PathBuf>,
     pub(super) kubelet_cgroup: Option<String>,
     pub(super) allow_exclusions: Option<Vec<ExclusionKind>>,
+    pub(super) take_over: Option<bool>,
     pub(super) log: Option<Log>,
     /// MeshConfig.
     pub(super) access_log_file: Option<String>,

@@ -183,6 +183,8 @@ pub struct Settings {
     pub access_log: AccessLog,
     /// How long connections may finish when the agent stops.
     pub drain: Duration,
+    /// Whether to take over from an agent that runs for the same node.
+    pub take_over: bool,
     /// TCP keepalive; `None` for none.
     pub keepalive: Option<Keepalive>,
     /// How long a connection may be without a byte; `None` for as long as it likes.
@@ -223,6 +225,19 @@ impl Settings {
             root_namespace: self.root_namespace.clone(),
             cluster_domain: self.cluster_domain.clone(),
         }
+    }
+
+    /// The names of the settings in which `other` differs.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let fields = |settings: &Self| match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        };
+        let (mine, theirs) = (fields(self), fields(other));
+        mine.iter()
+            .filter(|(name, value)| theirs.get(*name) != Some(*value))
+            .map(|(name, _)| name.replace('_', "-"))
+            .collect()
     }
 
     fn merge(
@@ -324,6 +339,7 @@ impl Settings {
                 .drain
                 .or(defaults.termination_drain_duration)
                 .unwrap_or(Duration::from_secs(5)),
+            take_over: args.take_over.or(file.take_over).unwrap_or(true),
             keepalive: keepalive(
                 args.tcp_keepalive_time,
                 args.tcp_keepalive_interval,

@@ -44,6 +44,8 @@ pub enum ExclusionKind {
     OutboundCidrs,
     /// Annotation `mesh-agent.io/exclude-inbound-ports`.
     InboundPorts,
+    /// Annotation `mesh-agent.io/on-agent-down: allow`.
+    InboundWhenDown,
 }
 
 /// What a list of kinds allows.
@@ -52,6 +54,7 @@ pub(super) fn allowed(kinds: &[ExclusionKind]) -> AllowedExclusions {
         outbound_ports: kinds.contains(&ExclusionKind::OutboundPorts),
         outbound_cidrs: kinds.contains(&ExclusionKind::OutboundCidrs),
         inbound_ports: kinds.contains(&ExclusionKind::InboundPorts),
+        inbound_when_down: kinds.contains(&ExclusionKind::InboundWhenDown),
     }
 }
 

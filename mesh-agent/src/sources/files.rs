@@ -83,7 +83,11 @@ struct Running {
     thread: Option<JoinHandle<()>>,
 }
 
-impl RunningSource for Running {}
+impl RunningSource for Running {
+    fn look_now(&self) {
+        drop(self.events.send(Event::Changed));
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {

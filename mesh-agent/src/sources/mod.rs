@@ -75,7 +75,10 @@ impl ReportSink {
 }
 
 /// Keeps a source going; it stops when this is dropped.
-pub trait RunningSource: Send {}
+pub trait RunningSource: Send {
+    /// Has it look for changes now, whether or not it has heard of any.
+    fn look_now(&self);
+}
 
 /// Something that configuration comes from.
 pub trait ConfigurationSource {

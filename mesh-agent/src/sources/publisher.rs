@@ -96,6 +96,11 @@ impl Publisher {
         &self.cell
     }
 
+    /// Has all sources look for changes at once.
+    pub fn look_now(&self) {
+        self.sources.iter().for_each(|source| source.look_now());
+    }
+
     /// What `meshctl` shows of the configuration.
     pub fn status(&self) -> &StatusReader {
         &self.status

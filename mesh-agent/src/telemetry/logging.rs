@@ -16,6 +16,7 @@ use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry};
 
@@ -50,6 +51,9 @@ pub enum LoggingError {
     /// No thread could be started.
     #[error("no thread for the log could be started: {0}")]
     Thread(#[source] io::Error),
+    /// The filter cannot be exchanged.
+    #[error("the log filter cannot be exchanged: {0}")]
+    Reload(#[source] reload::Error),
     /// Logging was set up before.
     #[error("logging is set up already: {0}")]
     Again(#[from] TryInitError),
@@ -58,6 +62,7 @@ pub enum LoggingError {
 /// The running log. Dropping it writes what is queued; lines after that are lost.
 pub struct Logging {
     file: Option<Arc<AccessFile>>,
+    filter: reload::Handle<EnvFilter, Registry>,
     _lines: Vec<Lines>,
 }
 
@@ -67,7 +72,7 @@ impl Logging {
     /// # Errors
     /// See [`LoggingError`].
     pub fn start(format: LogFormat, filter: &str, access: &AccessLog) -> Result<Self, LoggingError> {
-        let filter = parse(filter)?;
+        let (filter, handle) = reload::Layer::new(parse(filter)?);
         let (standard, to_standard) = Lines::start("log", io::stdout()).map_err(LoggingError::Thread)?;
         let mut lines = vec![standard];
         let among = *access == AccessLog::Stdout;
@@ -91,7 +96,28 @@ impl Logging {
                 Some(file)
             }
         };
-        Ok(Self { file, _lines: lines })
+        Ok(Self {
+            file,
+            filter: handle,
+            _lines: lines,
+        })
+    }
+
+    /// Logs by another filter from now on.
+    ///
+    /// # Errors
+    /// When it does not parse; the old one stays.
+    pub fn set_filter(&self, filter: &str) -> Result<(), LoggingError> {
+        let filter = parse(filter)?;
+        self.filter.reload(filter).map_err(LoggingError::Reload)
+    }
+
+    /// Writes the access log to another file from now on. Only where it goes to a file already.
+    ///
+    /// # Errors
+    /// When it cannot be opened; the old one goes on.
+    pub fn move_to(&self, path: &Path) -> Result<(), LoggingError> {
+        self.file.as_ref().map_or(Ok(()), |file| file.move_to(path))
     }
 
     /// Opens the access log's file anew, for whoever rotates it by renaming. Nothing happens without a file.
@@ -134,7 +160,7 @@ fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
 
 /// The access log's file.
 struct AccessFile {
-    path: PathBuf,
+    path: ArcSwap<PathBuf>,
     file: ArcSwap<File>,
 }
 
@@ -142,13 +168,19 @@ impl AccessFile {
     fn open(path: &Path) -> Result<Self, LoggingError> {
         let file = append(path)?;
         Ok(Self {
-            path: path.to_owned(),
+            path: ArcSwap::from_pointee(path.to_owned()),
             file: ArcSwap::from_pointee(file),
         })
     }
 
     fn reopen(&self) -> Result<(), LoggingError> {
-        self.file.store(Arc::new(append(&self.path)?));
+        self.file.store(Arc::new(append(&self.path.load())?));
+        Ok(())
+    }
+
+    fn move_to(&self, path: &Path) -> Result<(), LoggingError> {
+        self.file.store(Arc::new(append(path)?));
+        self.path.store(Arc::new(path.to_owned()));
         Ok(())
     }
 }

@@ -43,7 +43,7 @@ pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = context.drain.cancelled() => return,
+            () = context.drain.cancelled() => return finish(&context, role, listener),
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -57,6 +57,25 @@ pub(super) async fn run(context: Arc<PodContext>, listener: Listener) {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE.1);
             }
+        }
+    }
+}
+
+/// Takes what is in the accept queue: these connections stand already, and closing the listener would reset them.
+fn finish(context: &Arc<PodContext>, role: Role, listener: TcpListener) {
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    loop {
+        match listener.accept() {
+            Ok((tcp, client)) => {
+                let nonblocking = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp));
+                if let Ok(tcp) = nonblocking {
+                    start(context, role, tcp, client);
+                }
+            }
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock && is_passing(&error) => {}
+            Err(_) => return,
         }
     }
 }

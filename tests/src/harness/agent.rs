@@ -22,9 +22,11 @@ const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 const READINESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
 
 /// How an agent is to be started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AgentBuilder {
     name: String,
+    /// Behind the names of its cgroup and of its log: agents of one node may run beside each other.
+    instance: String,
     args: Vec<String>,
     env: Vec<(String, String)>,
     netns: PathBuf,
@@ -35,9 +37,12 @@ pub struct AgentBuilder {
 }
 
 impl AgentBuilder {
-    /// Adds an argument and its value; given twice, the last one counts if the agent takes it so.
+    /// Adds an argument and its value, in place of one of that name.
     #[must_use]
     pub fn arg(mut self, name: &str, value: &str) -> Self {
+        if let Some(at) = self.args.iter().position(|arg| arg == name) {
+            self.args.drain(at..(at + 2).min(self.args.len()));
+        }
         self.args.extend([name.to_owned(), value.to_owned()]);
         self
     }
@@ -55,7 +60,7 @@ impl AgentBuilder {
     }
 
     fn command(&self) -> Result<(Command, Cgroup)> {
-        let cgroup = Cgroup::create(self.node_cgroup.join("agent"))?;
+        let cgroup = Cgroup::create(self.node_cgroup.join(format!("agent{}", self.instance)))?;
         let mut command = Command::new(agent_binary()?);
         command
             .args(&self.args)
@@ -80,8 +85,21 @@ impl AgentBuilder {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(self) -> Result<Agent> {
+        self.spawn_with(|_| {})
+    }
+
+    /// As [`spawn`](Self::spawn), with a changed command (limits, say).
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_with(self, adapt: impl FnOnce(&mut Command)) -> Result<Agent> {
         let (mut command, cgroup) = self.command()?;
-        let proc = Proc::start(&format!("agent-{}", self.name), &mut command, &self.log_dir)?;
+        adapt(&mut command);
+        let proc = Proc::start(
+            &format!("agent-{}{}", self.name, self.instance),
+            &mut command,
+            &self.log_dir,
+        )?;
         Ok(Agent {
             proc,
             cgroup,
@@ -94,9 +112,17 @@ impl AgentBuilder {
     /// # Errors
     /// When it cannot be started or goes on running.
     pub fn run_to_end(&self, adapt: impl FnOnce(&mut Command)) -> Result<Output> {
+        self.run_to_end_within(Duration::from_secs(15), adapt)
+    }
+
+    /// As [`run_to_end`](Self::run_to_end), for agents that take `limit`.
+    ///
+    /// # Errors
+    /// When it cannot be started or goes on running.
+    pub fn run_to_end_within(&self, limit: Duration, adapt: impl FnOnce(&mut Command)) -> Result<Output> {
         let (mut command, _cgroup) = self.command()?;
         adapt(&mut command);
-        run(&mut command, Duration::from_secs(15))
+        run(&mut command, limit)
     }
 }
 
@@ -130,6 +156,7 @@ impl Agent {
         let bpffs = world.bpffs().join(name);
         AgentBuilder {
             name: name.to_owned(),
+            instance: String::new(),
             args: vec!["run".to_owned()],
             env: vec![("RUST_LOG".to_owned(), "info,mesh_agent=debug".to_owned())],
             netns: node.netns().path().to_owned(),
@@ -251,6 +278,13 @@ impl Agent {
     /// The arguments it was started with, for `mesh-agent unload` and the like.
     pub fn args(&self) -> &[String] {
         &self.builder.args
+    }
+
+    /// Another agent of the same node with the same settings: it takes over from this one.
+    pub fn successor(&self) -> AgentBuilder {
+        let mut builder = self.builder.clone();
+        builder.instance.push_str("-next");
+        builder
     }
 
     /// SIGTERM; checks that it ends well.

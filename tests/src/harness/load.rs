@@ -181,6 +181,11 @@ impl Loading {
         .map_err(|status| anyhow::anyhow!("it ended with {status}: {}", self.proc.stderr()))
     }
 
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.proc.ended().is_none()
+    }
+
     /// Has a `keep` go on.
     ///
     /// # Errors

@@ -170,6 +170,7 @@ fn pod_yaml(pod: &PodSpec) -> Result<String> {
         netns,
         cgroup,
         uid,
+        annotations,
     } = pod;
     let mut text =
         format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
@@ -182,9 +183,13 @@ fn pod_yaml(pod: &PodSpec) -> Result<String> {
             writeln!(text, "    {key}: \"{value}\"")?;
         }
     }
+    text.push_str("  annotations:\n");
+    for (key, value) in annotations {
+        writeln!(text, "    {key}: \"{value}\"")?;
+    }
     write!(
         text,
-        "  annotations:\n    mesh-agent.io/netns: {}\n    mesh-agent.io/cgroup: {}\nspec:\n  nodeName: {node}\n  \
+        "    mesh-agent.io/netns: {}\n    mesh-agent.io/cgroup: {}\nspec:\n  nodeName: {node}\n  \
          serviceAccountName: {service_account}\n  containers:\n    - name: app\n      image: none\nstatus:\n  phase: Running\n",
         netns.display(),
         cgroup.display(),

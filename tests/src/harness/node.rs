@@ -163,6 +163,7 @@ impl Node {
                 netns: netns.path().to_owned(),
                 cgroup: self.cgroup.path().join(name),
                 uid: String::new(),
+                annotations: Vec::new(),
             },
             cgroup: self.cgroup.child(name)?,
             netns,
@@ -210,6 +211,8 @@ pub struct PodSpec {
     pub cgroup: PathBuf,
     /// `metadata.uid`; left out when empty.
     pub uid: String,
+    /// `metadata.annotations`, besides those that place it.
+    pub annotations: Vec<(String, String)>,
 }
 
 /// A pod: a namespace behind a node, and a cgroup.

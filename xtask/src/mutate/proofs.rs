@@ -62,6 +62,11 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::StreamBudget, "mesh_agent", "worker::tests::a_pod_over_its_stream_budget_refuses_and_says_so", "worker/tests"),
     proof(Mechanism::HandshakeBudget, "mesh_agent", "tunnel::budget::tests::handshakes_run_out_and_come_back", "budget.rs"),
     proof(Mechanism::LastGoodState, "capture", "config::a_bad_document_is_named_with_line_and_column_and_the_last_good_one_stays_in_force", "config.rs"),
+    proof(Mechanism::AbiVersion, "mesh_agent", "capture::tests::succession::pins_of_another_abi_or_with_other_maps_are_replaced_and_not_adopted", "another ABI"),
+    proof(Mechanism::LinkTarget, "mesh_agent", "capture::tests::succession::a_link_on_a_cgroup_that_is_not_the_pods_any_more_is_not_adopted", "203.0.113.1"),
+    proof(Mechanism::BankFlip, "lifecycle", "upgrade::an_upgrade_loses_nothing_without_syn_cookies", "connections were lost"),
+    proof(Mechanism::AdoptedRules, "mesh_agent", "capture::tests::succession::what_a_dead_agent_let_pass_is_compared_with_what_may_pass_now", "as the kernel has it"),
+    proof(Mechanism::AdoptedLeftovers, "mesh_agent", "capture::tests::succession::pods_that_nobody_wants_any_more_are_released_by_the_successor", "nothing captures it"),
     proof(Mechanism::Authorize, "policy", "decisions::a_policy_lets_in_whom_it_names_and_refuses_others_with_the_reason", "another identity"),
     proof(Mechanism::ReJudging, "policy", "changes::a_change_of_policy_closes_the_connections_that_it_denies_and_leaves_the_others", "still runs"),
 ];

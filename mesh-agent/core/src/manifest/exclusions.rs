@@ -13,6 +13,8 @@ const OUTBOUND_PORTS: &str = "mesh-agent.io/exclude-outbound-ports";
 const OUTBOUND_CIDRS: &str = "mesh-agent.io/exclude-outbound-cidrs";
 /// Ports of the pod that others connect to.
 const INBOUND_PORTS: &str = "mesh-agent.io/exclude-inbound-ports";
+/// What becomes of connections to the pod while no agent is there.
+const WHEN_DOWN: &str = "mesh-agent.io/on-agent-down";
 /// Entries of one annotation that are read: they fill maps that all pods of a node share.
 const MOST: usize = 64;
 
@@ -27,6 +29,21 @@ pub(super) fn asked(annotations: Option<&BTreeMap<String, String>>, remarks: &mu
             text.parse::<Cidr>().map_err(|error| error.to_string())
         }),
         inbound_ports: entries(annotations, INBOUND_PORTS, remarks, port),
+        inbound_when_down: when_down(annotations, remarks),
+    }
+}
+
+/// `allow`, or what is the default, `refuse`.
+fn when_down(annotations: &BTreeMap<String, String>, remarks: &mut Remarks) -> bool {
+    match annotations.get(WHEN_DOWN).map(|text| text.trim()) {
+        Some("allow") => true,
+        None | Some("refuse") => false,
+        Some(other) => {
+            let path = Path::of("metadata.annotations").key(WHEN_DOWN);
+            let message = format!("annotation {WHEN_DOWN} is {other:?}: expected allow or refuse; refused");
+            remarks.add(path, NoticeKind::Ignored, message);
+            false
+        }
     }
 }
 

@@ -15,11 +15,16 @@ pub struct Exclusions {
     pub outbound_cidrs: BTreeSet<Cidr>,
     /// Connections that others open to these ports of it.
     pub inbound_ports: BTreeSet<u16>,
+    /// Connections that others open to any port of it, while no agent is there to judge them.
+    pub inbound_when_down: bool,
 }
 
 impl Exclusions {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.outbound_ports.is_empty() && self.outbound_cidrs.is_empty() && self.inbound_ports.is_empty()
+        self.outbound_ports.is_empty()
+            && self.outbound_cidrs.is_empty()
+            && self.inbound_ports.is_empty()
+            && !self.inbound_when_down
     }
 }

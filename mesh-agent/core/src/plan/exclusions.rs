@@ -16,6 +16,8 @@ pub struct AllowedExclusions {
     pub outbound_cidrs: bool,
     /// `mesh-agent.io/exclude-inbound-ports`.
     pub inbound_ports: bool,
+    /// `mesh-agent.io/on-agent-down: allow`.
+    pub inbound_when_down: bool,
 }
 
 /// An exclusion that is not granted.
@@ -67,8 +69,40 @@ pub fn exclusions(snapshot: &Snapshot, workload: &Workload, allowed: AllowedExcl
         refuse(format!("inbound port {port}"), why);
         false
     });
+    if asked.inbound_when_down {
+        match refused_when_down(snapshot, workload, allowed) {
+            None => decision.in_force.inbound_when_down = true,
+            Some(why) => refuse("inbound connections while the agent is down".to_owned(), why),
+        }
+    }
     decision.in_force.inbound_ports = inbound;
     decision
+}
+
+/// Why a workload may not be reached past a dead agent. Only where the agent would not have refused anybody either.
+fn refused_when_down(snapshot: &Snapshot, workload: &Workload, allowed: AllowedExclusions) -> Option<String> {
+    if !allowed.inbound_when_down {
+        return Some("the agent's setting allow-exclusions does not name inbound-when-down".to_owned());
+    }
+    if let Some(policy) = strict_anywhere(snapshot, workload) {
+        return Some(format!(
+            "{policy} is STRICT: plaintext may not go around the agent"
+        ));
+    }
+    judged(snapshot, workload)
+        .map(|policy| format!("{policy} decides who may connect: nobody may go around the agent"))
+}
+
+/// The policy that makes the workload, or any port of it, STRICT.
+fn strict_anywhere(snapshot: &Snapshot, workload: &Workload) -> Option<String> {
+    let Some(decisions) = snapshot.mtls_decisions(workload) else {
+        return Some("the workload is not in the configuration, which".to_owned());
+    };
+    let strict = decisions
+        .into_iter()
+        .find(|decision| decision.mode != MtlsMode::Permissive)?;
+    let policy = strict.decided_by.as_ref();
+    Some(policy.map_or_else(|| "the default".to_owned(), ToString::to_string))
 }
 
 fn granted<T: Ord + Copy + std::fmt::Display>(

@@ -223,6 +223,11 @@ impl Snapshot {
             .map_or(MtlsMode::Strict, |decision| decision.mode)
     }
 
+    /// What `workload` accepts, by default and on the ports that policies name. `None` for a workload that is not in this snapshot.
+    pub fn mtls_decisions(&self, workload: &Workload) -> Option<Vec<&Decision>> {
+        Some(self.mtls.get(&workload.uid)?.all().collect())
+    }
+
     /// What `workload` accepts on `port`, and which policy says so. `None` for a workload that is not in this snapshot.
     pub fn mtls_decision(&self, workload: &Workload, port: u16) -> Option<&Decision> {
         Some(self.mtls.get(&workload.uid)?.on(port))

@@ -27,6 +27,11 @@ pub struct EffectiveMtls {
 }
 
 impl EffectiveMtls {
+    /// By default, and on each port that a policy names.
+    pub fn all(&self) -> impl Iterator<Item = &Decision> {
+        std::iter::once(&self.default).chain(self.ports.values())
+    }
+
     /// What it accepts on `port`.
     pub fn on(&self, port: u16) -> &Decision {
         self.ports.get(&port).unwrap_or(&self.default)

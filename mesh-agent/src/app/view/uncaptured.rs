@@ -40,6 +40,7 @@ fn uncaptured(rules: Rules, decision: ExclusionDecision, older_connections: usiz
         outbound_ports,
         outbound_cidrs,
         inbound_ports,
+        inbound_when_down,
     } = &rules.exclusions;
     let refused = decision.refused.into_iter().map(|one| RefusedExclusionEntry {
         what: one.what,
@@ -58,6 +59,7 @@ fn uncaptured(rules: Rules, decision: ExclusionDecision, older_connections: usiz
         outbound_ports: outbound_ports.iter().copied().collect(),
         outbound_cidrs: outbound_cidrs.iter().map(ToString::to_string).collect(),
         inbound_ports: inbound_ports.iter().copied().collect(),
+        inbound_when_down: *inbound_when_down,
         probe_ports: rules.probe_ports.into_iter().collect(),
         refused,
         older_connections,

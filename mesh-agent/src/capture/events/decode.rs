@@ -130,6 +130,10 @@ pub fn advice(kind: Counter) -> Option<&'static str> {
         Counter::DroppedAgentPort => {
             "a connection from off the pod to a port that is the agent's: dropped. Only 15008 is reached from outside"
         }
+        Counter::InboundPassedAgentDown => {
+            "a connection to the pod passed in plaintext, judged by nobody, while no agent was there: the pod's annotation \
+             mesh-agent.io/on-agent-down asks for that, and the setting allow-exclusions allows it"
+        }
         Counter::DroppedNoListener => {
             "the agent's listener for the pod is not there: dropped. The agent was away or was exchanging the pod's listeners; \
              where it lasts, see `meshctl workloads` and restart the agent"
@@ -243,7 +247,7 @@ mod tests {
     #[test]
     fn every_kind_of_trouble_comes_with_advice() {
         for (kind, name) in Counter::ALL {
-            let trouble = ["refused", "dropped", "full", "missed"]
+            let trouble = ["refused", "dropped", "full", "missed", "agent_down"]
                 .iter()
                 .any(|word| name.contains(word));
             assert_eq!(advice(kind).is_some(), trouble, "{name}");

@@ -32,6 +32,9 @@ use super::sys::async_ring;
 const BATCH: usize = 128;
 /// How often held lines are looked at.
 const TICK: Duration = Duration::from_secs(2);
+/// How long events wait for the names of pods, and how often these are looked for.
+const NAMES: Duration = Duration::from_secs(5);
+const NAMES_LOOK: Duration = Duration::from_millis(20);
 /// Lines about events that could not be read, or were not told, at most one in this time.
 const COMPLAINT: Duration = Duration::from_secs(10);
 
@@ -43,6 +46,10 @@ pub async fn run(capture: Arc<Capture>, shutdown: CancellationToken) {
 }
 
 async fn read_all(capture: &Arc<Capture>, shutdown: CancellationToken) -> Result<(), CaptureError> {
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = pods_are_known(capture) => {}
+    }
     let ring = capture.object().map(maps::EVENTS).and_then(open_ring)?;
     let mut ring = async_ring(ring).map_err(CaptureError::io("watching the ring buffer of events"))?;
     let mut tick = tokio::time::interval(TICK);
@@ -64,6 +71,14 @@ async fn read_all(capture: &Arc<Capture>, shutdown: CancellationToken) -> Result
         reader = reader.turn(batch).await?;
     }
     reader.turn(Batch::read(ring.get_mut())).await.map(drop)
+}
+
+/// What was told while no agent ran is in the adopted ring buffer: whose it is can be said once the pods are captured.
+async fn pods_are_known(capture: &Capture) {
+    let deadline = Instant::now() + NAMES;
+    while capture.has_unnamed_pods() && Instant::now() < deadline {
+        tokio::time::sleep(NAMES_LOOK).await;
+    }
 }
 
 fn open_ring(fd: OwnedFd) -> Result<RingBuf<MapData>, CaptureError> {

@@ -2,14 +2,14 @@
 //! which are listed and closed). Carries out what others decide.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aya::maps::lpm_trie::Key;
-use aya::programs::links::FdLink;
+use mesh_common::mutation::{self, Mechanism};
 use mesh_common::{Addr, CIDR_BITS, CIDR_HEAD_BITS, CidrData, FlowKey, PortKey, PortUse, maps};
 use mesh_core::model::{Cidr, Exclusions, WorkloadUid};
 use mesh_core::plan::{Refusal, Uncaptured};
@@ -51,7 +51,7 @@ pub(in crate::capture) struct Passes {
 
 #[derive(Default)]
 struct Kubelet {
-    attached: Option<(Verified, FdLink)>,
+    attached: Option<(Verified, OwnedFd)>,
     /// `None` before the first look.
     passage: Option<ProbePassage>,
 }
@@ -95,8 +95,36 @@ impl Passes {
         self.forget_probes();
     }
 
+    /// What the kernel's maps let pass of a pod: nothing, unless an earlier agent has entered it. Entries that mean nothing here are
+    /// removed.
+    pub(super) fn present(&self, netns: u64) -> Rules {
+        let mut rules = Rules::default();
+        if mutation::is_off(Mechanism::AdoptedRules) {
+            return rules;
+        }
+        for key in self.ports.keys().unwrap_or_default() {
+            if key.netns != netns {
+                continue;
+            }
+            match PortUse::from_number(key.usage) {
+                Some(usage) => Entry::Port(usage, key.port).put(&mut rules, true),
+                None => drop(self.ports.remove(&key)),
+            }
+        }
+        for key in self.cidrs.keys().unwrap_or_default() {
+            if key.data().netns != netns {
+                continue;
+            }
+            match cidr_of(&key) {
+                Some(cidr) => Entry::Cidr(cidr).put(&mut rules, true),
+                None => drop(self.cidrs.remove(&key)),
+            }
+        }
+        rules
+    }
+
     /// Nobody watches the ends of the connections any more: what they leave must let nobody in.
-    fn forget_probes(&self) {
+    pub(super) fn forget_probes(&self) {
         for key in self.probes.keys().unwrap_or_default() {
             let _ = self.probes.remove(&key);
         }
@@ -128,6 +156,18 @@ fn cidr_key(netns: u64, cidr: Cidr) -> Key<CidrData> {
     Key::new(bits, CidrData::new(netns, Addr::from_ip(cidr.address())))
 }
 
+/// What [`cidr_key`] was made from.
+fn cidr_of(key: &Key<CidrData>) -> Option<Cidr> {
+    let address = key.data().addr.to_ip();
+    let head = if address.is_ipv4() {
+        CIDR_HEAD_BITS + 96
+    } else {
+        CIDR_HEAD_BITS
+    };
+    let prefix = key.prefix_len().checked_sub(head)?;
+    format!("{address}/{prefix}").parse().ok()
+}
+
 /// One element of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Entry {
@@ -141,13 +181,20 @@ impl Entry {
             outbound_ports,
             outbound_cidrs,
             inbound_ports,
+            inbound_when_down,
         } = &rules.exclusions;
         let port = |usage| move |port: &u16| Entry::Port(usage, *port);
         let probes = rules.probe_ports.iter().map(port(PortUse::Probe));
         let outbound = outbound_ports.iter().map(port(PortUse::ExcludedOutbound));
         let inbound = inbound_ports.iter().map(port(PortUse::ExcludedInbound));
         let cidrs = outbound_cidrs.iter().copied().map(Entry::Cidr);
-        probes.chain(outbound).chain(inbound).chain(cidrs).collect()
+        let when_down = inbound_when_down.then_some(Entry::Port(PortUse::InboundWhenDown, 0));
+        probes
+            .chain(outbound)
+            .chain(inbound)
+            .chain(cidrs)
+            .chain(when_down)
+            .collect()
     }
 
     fn put(self, rules: &mut Rules, present: bool) {
@@ -166,6 +213,7 @@ impl Entry {
             Entry::Port(PortUse::ExcludedOutbound, port) => {
                 set(&mut rules.exclusions.outbound_ports, port, present);
             }
+            Entry::Port(PortUse::InboundWhenDown, _) => rules.exclusions.inbound_when_down = present,
             Entry::Cidr(cidr) => set(&mut rules.exclusions.outbound_cidrs, cidr, present),
         }
     }
@@ -189,8 +237,12 @@ impl Capture {
                 {
                     return;
                 }
+                // What a predecessor has noted and still watches is under way.
+                let inherited = kubelet.passage.is_none() && self.beginning.is_beside();
                 kubelet.attached = None;
-                self.passes.forget_probes();
+                if !inherited {
+                    self.passes.forget_probes();
+                }
                 let attached = self.object().attach_kubelet(&found.dir);
                 match attached {
                     Ok(link) => {
@@ -315,7 +367,7 @@ impl Capture {
         now: Instant,
     ) -> Vec<(diag::Socket, Uncaptured)> {
         let look = Look {
-            agent_cgroup: self.agent_cgroup.file().metadata().map_or(0, |meta| meta.ino()),
+            agent_cgroups: &self.agent_cgroups(),
             own: &pod.own,
             excluded: &pod.rules.exclusions,
             ephemeral,

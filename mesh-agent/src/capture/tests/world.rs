@@ -15,7 +15,7 @@ use mesh_core::model::WorkloadUid;
 
 use crate::capture::cgroup::Cgroup2;
 use crate::capture::netns::Netns;
-use crate::capture::{Capture, CaptureOptions, EnrolError, Listener, Pod, PodServer, PodSpec};
+use crate::capture::{Beginning, Capture, CaptureOptions, EnrolError, Listener, Pod, PodServer, PodSpec};
 
 /// One test at a time: the agent's cgroup is the process's.
 static TURN: Mutex<()> = Mutex::new(());
@@ -142,17 +142,71 @@ impl World {
     }
 
     pub(super) fn agent(&self) -> Agent {
+        self.agent_that_begins(Beginning::Alone)
+    }
+
+    /// An agent that takes over from `other`, which has yielded.
+    pub(super) fn agent_beside(&self, other: &Agent) -> Agent {
+        other.capture.give_up();
+        self.agent_that_begins(Beginning::Beside {
+            agent_cgroup: other.capture.agent_cgroup_id(),
+        })
+    }
+
+    /// The pins of the node, as paths below its directory.
+    pub(super) fn pins(&self) -> Vec<String> {
+        fn below(dir: &Path, root: &Path, found: &mut Vec<String>) {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    true => below(&entry.path(), root, found),
+                    false => found.push(entry.path().strip_prefix(root).unwrap().display().to_string()),
+                }
+            }
+        }
+        let mut found = Vec::new();
+        below(&self.bpffs, &self.bpffs, &mut found);
+        // The kernel has files of its own at the root of a bpffs.
+        found.retain(|pin| pin.starts_with("run-"));
+        found.sort();
+        found
+    }
+
+    /// Where the pins are.
+    pub(super) fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    fn agent_that_begins(&self, beginning: Beginning) -> Agent {
         let mut options = CaptureOptions::new(&self.name, WORKERS);
         options.bpffs_dir.clone_from(&self.bpffs);
         Agent {
-            capture: Arc::new(Capture::load(options).unwrap()),
+            capture: Arc::new(Capture::load(options, beginning).unwrap()),
             server: Arc::default(),
         }
     }
 
+    /// The pod as it is when its cgroup was made anew under another name. The old cgroup stays.
+    pub(super) fn spec_in_new_cgroup(&self) -> PodSpec {
+        let cgroup = self.second_cgroup();
+        fs::create_dir(&cgroup).unwrap();
+        PodSpec {
+            cgroup: cgroup.display().to_string(),
+            ..self.spec()
+        }
+    }
+
+    fn second_cgroup(&self) -> PathBuf {
+        self.cgroup.with_file_name(format!("{}-2", self.name))
+    }
+
     /// Starts an application in the pod.
     pub(super) fn app(&self) -> App {
-        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.cgroup.display());
+        self.app_in(&self.cgroup.display().to_string())
+    }
+
+    /// Starts an application in the pod's namespace and this cgroup.
+    pub(super) fn app_in(&self, cgroup: &str) -> App {
+        let script = format!("echo $$ > {cgroup}/cgroup.procs && exec \"$@\"");
         let netns = format!("--net=/run/netns/{}", self.pod_name());
         let mut child = Command::new("sh")
             .args(["-c", &script, "sh", "nsenter", &netns, "python3", "-u", "-c", APP])
@@ -213,6 +267,7 @@ impl World {
         options.bpffs_dir.clone_from(&self.bpffs);
         let _ = super::super::unload(&options);
         let _ = fs::remove_dir(&self.cgroup);
+        let _ = fs::remove_dir(self.second_cgroup());
     }
 }
 

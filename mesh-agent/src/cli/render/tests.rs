@@ -205,6 +205,8 @@ fn bpf_shows_the_fill_of_maps() {
     let text = bpf(&Bpf {
         abi_version: 1,
         bpffs: "/sys/fs/bpf/mesh-agent/n1".into(),
+        run: "run-3".into(),
+        adopted: true,
         cgroup2: "/sys/fs/cgroup/unified".into(),
         agent_cgroup: "/sys/fs/cgroup/unified/mesh-agent".into(),
         programs: vec![BpfProgram {
@@ -215,6 +217,7 @@ fn bpf_shows_the_fill_of_maps() {
             workload: "shop/order-5d4f8c7b9-x2x9z".into(),
             netns_cookie: 4711,
             slot: 0,
+            bank: 1,
             addresses: vec!["198.18.0.1".parse().unwrap()],
             links: vec![BpfLink {
                 hook: "connect4".into(),
@@ -237,7 +240,9 @@ fn bpf_shows_the_fill_of_maps() {
         log: BpfLog::default(),
     });
     assert!(
-        narrow(&text).contains("50.0 %") && text.contains("connect_captured"),
+        narrow(&text).contains("50.0 %")
+            && text.contains("connect_captured")
+            && text.contains("n1/run-3, adopted"),
         "{text}"
     );
 }

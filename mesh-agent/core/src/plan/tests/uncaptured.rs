@@ -20,6 +20,7 @@ const ALL: AllowedExclusions = AllowedExclusions {
     outbound_ports: true,
     outbound_cidrs: true,
     inbound_ports: true,
+    inbound_when_down: true,
 };
 
 fn asking(snapshot: &Snapshot) -> Workload {
@@ -31,6 +32,7 @@ fn asking(snapshot: &Snapshot) -> Workload {
         outbound_ports: [3306].into(),
         outbound_cidrs: ["10.0.0.0/8".parse().unwrap()].into(),
         inbound_ports: [8080, 9090].into(),
+        inbound_when_down: true,
     };
     payment
 }
@@ -41,7 +43,7 @@ fn nothing_is_excluded_unless_the_settings_allow_it() {
     let payment = asking(&snapshot);
     let decision = exclusions(&snapshot, &payment, AllowedExclusions::default());
     assert!(decision.in_force.is_empty());
-    assert_eq!(decision.refused.len(), 4);
+    assert_eq!(decision.refused.len(), 5);
     assert!(
         decision.refused[0].why.contains("allow-exclusions"),
         "{decision:?}"
@@ -57,7 +59,41 @@ fn nothing_is_excluded_unless_the_settings_allow_it() {
     };
     let decision = exclusions(&snapshot, &asking(&snapshot), only_cidrs);
     assert_eq!(decision.in_force.outbound_cidrs.len(), 1);
-    assert_eq!(decision.refused.len(), 3);
+    assert_eq!(decision.refused.len(), 4);
+}
+
+#[test]
+fn nobody_gets_past_a_dead_agent_whom_a_live_one_would_have_judged() {
+    let policies = [
+        policy("shop", STRICT),
+        policy(
+            "shop",
+            "{selector: {matchLabels: {app: payment}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9090: {mode: STRICT}}}",
+        ),
+        "\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: some, namespace: shop}\nspec: {rules: [{}]}\n".to_owned(),
+    ];
+    for policy in &policies {
+        let snapshot = with(policy);
+        let decision = exclusions(&snapshot, &asking(&snapshot), ALL);
+        assert!(!decision.in_force.inbound_when_down, "{policy}");
+        let last = decision.refused.last().unwrap();
+        assert!(last.what.contains("agent is down"), "{decision:?}");
+    }
+    let snapshot = with("");
+    assert!(
+        exclusions(&snapshot, &asking(&snapshot), ALL)
+            .in_force
+            .inbound_when_down
+    );
+    let allowed = AllowedExclusions {
+        inbound_when_down: false,
+        ..ALL
+    };
+    assert!(
+        !exclusions(&snapshot, &asking(&snapshot), allowed)
+            .in_force
+            .inbound_when_down
+    );
 }
 
 #[test]
