@@ -473,12 +473,8 @@ impl Agent {
 
     /// Lets the pods go and leaves the kernel as it was.
     async fn release(self) {
-        let (capture, workers, sandboxes) = (self.capture.clone(), self.workers.clone(), self.sandboxes);
-        let stopped = tokio::task::spawn_blocking(move || {
-            capture.stop(&*workers);
-            sandboxes.leave();
-        })
-        .await;
+        let (capture, workers) = (self.capture.clone(), self.workers.clone());
+        let stopped = tokio::task::spawn_blocking(move || capture.stop(&*workers)).await;
         match stopped {
             Ok(()) => info!("stopped: nothing of ours is left in the kernel"),
             Err(error) => error!(%error, "capture did not stop cleanly: run `mesh-agent unload`"),

@@ -144,8 +144,10 @@ fn quoted(path: &Path) -> String {
 /// Boots `kernel`, shows what it prints, and fails unless it says that all went well.
 fn boot(project: &Project, kernel: &Kernel, steps: &str, summaries: &mut Vec<String>) -> Result<()> {
     let image = image::make(project, kernel, steps)?;
-    let mut command = Command::new("qemu-system-x86_64");
+    // It must not outlive us, however we end.
+    let mut command = Command::new("setpriv");
     command
+        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         .args([
             "-machine",
             "q35,accel=tcg",

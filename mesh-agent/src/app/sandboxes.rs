@@ -18,8 +18,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// The directory of this node's sandboxes, without those that have ended.
 pub(super) fn open(settings: &Settings) -> Result<Registry, SandboxError> {
     let registry = Registry::new(settings.sandbox_dir(), settings.cluster_domain.clone());
-    registry.make()?;
-    sweep_once(&registry);
+    sweep_once(&registry)?;
     Ok(registry)
 }
 
@@ -38,34 +37,33 @@ pub(super) fn host(settings: &Settings, cgroup_root: &Path) -> io::Result<Sandbo
 
 /// Removes sandboxes whose process was killed, until `stopping`.
 pub(super) async fn sweep(registry: Registry, stopping: CancellationToken) {
+    let mut told = None;
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(SWEEP) => {}
         }
         let registry = registry.clone();
-        if tokio::task::spawn_blocking(move || sweep_once(&registry))
-            .await
-            .is_err()
-        {
+        let Ok(failure) = tokio::task::spawn_blocking(move || sweep_once(&registry).err()).await else {
             warn!(
                 "the look for ended sandboxes has panicked: they are left for the next sandbox or agent to remove"
             );
             return;
+        };
+        let failure = failure.map(|error| error.to_string());
+        if let Some(error) = failure.as_ref().filter(|_| failure != told) {
+            warn!(error, "sandboxes that have ended cannot be looked for");
         }
+        told = failure;
     }
 }
 
-fn sweep_once(registry: &Registry) {
-    match registry.sweep() {
-        Ok(swept) => {
-            for record in swept {
-                info!(
-                    sandbox = record.shown(),
-                    "a sandbox ended without cleaning up: removed"
-                );
-            }
-        }
-        Err(error) => warn!(%error, "sandboxes that have ended cannot be looked for"),
+fn sweep_once(registry: &Registry) -> Result<(), SandboxError> {
+    for record in registry.sweep()? {
+        info!(
+            sandbox = record.shown(),
+            "a sandbox ended without cleaning up: removed"
+        );
     }
+    Ok(())
 }

@@ -98,7 +98,7 @@ impl Registry {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn make(&self) -> Result<(), SandboxError> {
+    fn make(&self) -> Result<(), SandboxError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -111,6 +111,8 @@ impl Registry {
     /// # Errors
     /// When the directory cannot be read.
     pub fn sweep(&self) -> Result<Vec<Record>, SandboxError> {
+        // Somebody may have removed it.
+        self.make()?;
         let lock = self.lock_file()?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -124,24 +126,6 @@ impl Registry {
             _lock: lock,
         };
         locked.sweep()
-    }
-
-    /// Removes the directory if no sandbox is in it. Best effort.
-    pub fn leave(&self) {
-        let in_use = |dir: &Path| {
-            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            entries
-                .into_iter()
-                .any(|entry| entry.path().extension().is_some())
-        };
-        if !in_use(&self.dir) {
-            let _ = fs::remove_file(self.dir.join("lock"));
-            if fs::remove_dir(&self.dir).is_ok()
-                && let Some(parent) = self.dir.parent()
-            {
-                let _ = fs::remove_dir(parent);
-            }
-        }
     }
 
     /// Waits for the directory's lock.
@@ -450,12 +434,9 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["hosts", "lock", "shop.one.sandbox", "shop.one.yaml"]);
-        registry.leave();
-        assert!(registry.dir().exists(), "one still lives");
         drop(held);
-        registry.sweep().unwrap();
-        registry.leave();
-        assert!(!registry.dir().exists());
+        assert_eq!(registry.sweep().unwrap(), [one]);
+        assert!(!registry.hosts().exists(), "the last one takes the names along");
     }
 
     #[test]

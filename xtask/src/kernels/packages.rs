@@ -22,6 +22,7 @@ pub(super) struct Kernel {
 /// The programs that are needed, with their packages.
 const TOOLS: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("setpriv", "util-linux"),
     ("busybox", "busybox-static"),
     ("depmod", "kmod"),
     ("xz", "xz-utils"),
