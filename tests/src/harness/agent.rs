@@ -54,6 +54,13 @@ impl AgentBuilder {
         self
     }
 
+    /// Leaves an environment variable unset that agents of tests have otherwise.
+    #[must_use]
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.env.retain(|(key, _)| key != name);
+        self
+    }
+
     /// Where the CA's files are, shared by the agents of a world.
     pub fn ca_dir(&self) -> &Path {
         &self.ca_dir
