@@ -14,9 +14,31 @@ use mesh_tests::harness::{
 /// How long a sandbox may take for a short command.
 pub(crate) const LIMIT: Duration = Duration::from_secs(40);
 
+/// Removes what sandboxes leave that are killed with their agent, as at the end of a test.
+struct Rest(String);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        for name in names(Path::new("/run/netns"), |name| name.starts_with(&self.0)) {
+            let _ = run(Command::new("ip").args(["netns", "delete", &name]), LIMIT);
+        }
+        let Ok(mount) = cgroup2_mount() else { return };
+        let cgroup = mount.join(&self.0);
+        for child in names(&cgroup, |name| {
+            name.starts_with("default.") || name.starts_with("elsewhere.")
+        }) {
+            // Takes along what still runs in it.
+            drop(mesh_tests::harness::Cgroup::create(cgroup.join(child)));
+        }
+        let _ = std::fs::remove_dir(cgroup);
+    }
+}
+
 pub(crate) struct Stage {
     pub(crate) agent: Agent,
     pub(crate) config: Manifests,
+    /// Dropped when the agent is gone.
+    rest: Rest,
     pub(crate) node: Node,
     pub(crate) world: World,
 }
@@ -32,6 +54,7 @@ impl Stage {
         Ok(Self {
             agent,
             config,
+            rest: Rest(format!("mesh-sandbox-{}", node.name())),
             node,
             world,
         })
@@ -39,8 +62,20 @@ impl Stage {
 
     /// The stage with the agent started again, after a kill.
     pub(crate) fn restarted(self) -> Result<Self> {
-        let agent = self.agent.restart()?;
-        Ok(Self { agent, ..self })
+        let Self {
+            agent,
+            config,
+            rest,
+            node,
+            world,
+        } = self;
+        Ok(Self {
+            agent: agent.restart()?,
+            config,
+            rest,
+            node,
+            world,
+        })
     }
 
     /// `mesh-agent sandbox --name NAME OPTIONS… -- COMMAND…`, on the node.
