@@ -36,6 +36,8 @@ pub(super) fn memory(extent: Extent) -> Result<Vec<Figure>> {
 
 fn connections(count: u32) -> Result<Vec<crate::figures::Sample>> {
     let mut stage = Stage::new()?;
+    // What starting took is given back a second later.
+    std::thread::sleep(Duration::from_secs(3));
     let idle = stage.agents()?.resident as f64;
     let to = stage.server(Side::Mesh);
     let number = count.to_string();
