@@ -7,43 +7,45 @@
 mod certificates;
 mod checks;
 mod descriptors;
+mod error;
 mod live;
 mod sandboxes;
+mod signals;
 mod succession;
 mod view;
 
 use std::collections::HashSet;
 use std::future::Future;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use thiserror::Error;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::admin::{AdminServer, AdminSocket, SocketError};
+use crate::admin::{AdminServer, AdminSocket};
 use crate::affinity::Affinity;
-use crate::capture::{self, Beginning, Capture, CaptureError, CaptureOptions, PodServer};
-use crate::handover::{Door, HandoverError, Predecessor, Visitor};
-use crate::identity::{CaError, EmbeddedCa, Identities, IdentitiesError, IdentityOptions};
-use crate::sandbox::{Registry, SandboxError};
+use crate::capture::{self, Beginning, Capture, CaptureOptions, PodServer};
+use crate::handover::{Door, Predecessor, Visitor};
+use crate::identity::{EmbeddedCa, Identities, IdentityOptions};
+use crate::sandbox::Registry;
 use crate::settings::{Settings, SettingsError};
-use crate::sources::{ConfigurationSource, FileSource, Publisher, SourceError};
+use crate::sources::{ConfigurationSource, FileSource, Publisher};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::telemetry::http::{HttpError, HttpServer};
+use crate::telemetry::http::HttpServer;
 use crate::telemetry::labels::Present;
 use crate::telemetry::logging::Logging;
-use crate::telemetry::metrics::{Metrics, MetricsError};
+use crate::telemetry::metrics::Metrics;
 use crate::worker::{DataPath, Legs, Limits, Workers};
 
 use descriptors::Descriptors;
+pub use error::AppError;
+use error::start_error;
 use live::Live;
+use signals::Signals;
 use view::AgentView;
 
 /// Threads of the runtime that carries everything but connections.
@@ -52,56 +54,6 @@ const CONTROL_THREADS: usize = 2;
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// How long the servers may take to finish their answers when the agent stops.
 const SERVERS_END: Duration = Duration::from_secs(1);
-
-/// Why the agent could not start or had to end.
-#[derive(Debug, Error)]
-pub enum AppError {
-    /// Nothing says where the configuration comes from.
-    #[error(
-        "no configuration: give --config-dir DIR, MESH_AGENT_CONFIG_DIR or configDir in the settings file"
-    )]
-    NoConfiguration,
-    /// The configuration cannot be watched.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The host or the kernel lacks something, or another agent has the node.
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    /// The CA cannot be used.
-    #[error(transparent)]
-    Ca(#[from] CaError),
-    /// TLS cannot be set up.
-    #[error(transparent)]
-    Identities(#[from] IdentitiesError),
-    /// The directory of sandboxes cannot be used.
-    #[error(transparent)]
-    Sandboxes(#[from] SandboxError),
-    /// The admin socket cannot be had.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// An address cannot be had.
-    #[error(transparent)]
-    Http(#[from] HttpError),
-    /// The agent that runs does not make way.
-    #[error(transparent)]
-    Handover(#[from] HandoverError),
-    /// The metrics do not fit together.
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    /// Threads cannot be started, or signals not be received.
-    #[error("cannot start {what}: {source}; are limits of threads, descriptors or memory reached?")]
-    Start {
-        /// What was to be started.
-        what: &'static str,
-        /// What the kernel says.
-        #[source]
-        source: io::Error,
-    },
-}
-
-fn start_error(what: &'static str) -> impl FnOnce(io::Error) -> AppError {
-    move |source| AppError::Start { what, source }
-}
 
 /// How to capture under these settings. Each node has a directory of its own below the bpffs directory.
 pub fn capture_options(settings: &Settings) -> CaptureOptions {
@@ -176,34 +128,6 @@ fn limits(settings: &Settings, descriptors: Descriptors) -> Limits {
         // Checked to be no more than 16 MiB.
         stream_window: u32::try_from(settings.stream_window).unwrap_or(1 << 20),
         ..Limits::default()
-    }
-}
-
-/// The signals that the agent knows.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Resolves with the name of the signal that ends the agent.
-    async fn stop(&mut self, mut on_hangup: impl FnMut()) -> &'static str {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => on_hangup(),
-            }
-        }
     }
 }
 

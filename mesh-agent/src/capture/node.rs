@@ -2,25 +2,26 @@
 //! Whatever is pinned outlives a crash, so a pod whose agent died refuses connections; it never goes on in plaintext.
 
 mod entries;
+mod options;
 mod passes;
+mod started;
 mod succession;
+mod unload;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use mesh_common::mutation::{self, Mechanism};
-use mesh_common::{ABI_VERSION, Addr, MAX_WORKERS, NodeConst, OwnKey, PodConst, PodEntry, maps};
+use mesh_common::{ABI_VERSION, Addr, NodeConst, OwnKey, PodConst, PodEntry, maps};
 use mesh_core::model::WorkloadUid;
-use mesh_core::plan::AllowedExclusions;
-use serde::Serialize;
 use tracing::{info, warn};
 
-use super::bpffs::{self, NodeDir, Run};
-use super::cgroup::{self, AgentCgroup, Cgroup2, PodCgroup};
+use super::bpffs::{NodeDir, Run};
+use super::cgroup::{AgentCgroup, Cgroup2, PodCgroup};
 use super::debug_log::DebugLog;
 use super::error::{CaptureError, EnrolError};
 use super::events::{Book, Predecessors};
@@ -33,54 +34,13 @@ use super::pod::{CapturedPod, Place, PodSpec, data_path_pod, make_listeners};
 use super::residents::Residents;
 use super::sys::{LinkTarget, Table};
 use super::{FlowTable, PodServer, checks};
-use crate::settings::KubeletCgroup;
 use entries::{Seat, Undo};
+pub use options::{CaptureOptions, CaptureState};
 use passes::Passes;
 pub use passes::ProbePassage;
+use started::Started;
 pub use succession::Beginning;
-
-/// How to capture.
-#[derive(Clone, Debug)]
-pub struct CaptureOptions {
-    /// The node's name; agents of different names share a machine without meeting.
-    pub node_name: String,
-    /// Where the pins go: on a bpffs, or a place to mount one.
-    pub bpffs_dir: PathBuf,
-    /// The cgroup2 mount; found in `/proc/self/mountinfo` where not given.
-    pub cgroup_root: Option<PathBuf>,
-    /// How many workers accept connections, 1 to `mesh_common::MAX_WORKERS`.
-    pub workers: usize,
-    /// Whose connections pass as probes.
-    pub kubelet_cgroup: KubeletCgroup,
-    /// Which exclusions pods may ask for.
-    pub allow_exclusions: AllowedExclusions,
-}
-
-impl CaptureOptions {
-    /// The usual ones.
-    pub fn new(node_name: &str, workers: usize) -> Self {
-        Self {
-            node_name: node_name.to_owned(),
-            bpffs_dir: bpffs::default_dir(node_name),
-            cgroup_root: None,
-            workers: workers.clamp(1, MAX_WORKERS as usize),
-            kubelet_cgroup: KubeletCgroup::Auto,
-            allow_exclusions: AllowedExclusions::default(),
-        }
-    }
-}
-
-/// How far a local workload is captured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "state", content = "reason")]
-pub enum CaptureState {
-    /// All its TCP connections go through the agent.
-    Captured,
-    /// Something is missing yet; tried again within a second.
-    Pending(String),
-    /// Capture would be a pretence, or is impossible.
-    Refused(String),
-}
+pub use unload::unload;
 
 /// Capture on this node. Dropped without [`stop`](Capture::stop) it leaves its pods captured, as a crash does.
 pub struct Capture {
@@ -107,25 +67,6 @@ pub struct Capture {
     alone: AtomicBool,
     /// The run is an earlier agent's.
     adopted: bool,
-}
-
-/// What was set up before anything was loaded.
-struct Started {
-    cgroup2: Cgroup2,
-    agent_cgroup: AgentCgroup,
-    dir: NodeDir,
-    run: Run,
-    adopted: bool,
-}
-
-impl Started {
-    /// Removes what was begun. What an earlier agent has left stays.
-    fn undo(&self) {
-        if !self.adopted {
-            let _ = self.run.remove();
-        }
-        self.agent_cgroup.leave();
-    }
 }
 
 /// What changes while the agent runs.
@@ -551,22 +492,4 @@ impl Capture {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Removes everything that agents of this node have left in the kernel: for when no agent runs any more.
-///
-/// # Errors
-/// When an agent of this node is running, or a pin cannot be removed.
-pub fn unload(options: &CaptureOptions) -> Result<usize, CaptureError> {
-    let removed = match NodeDir::open_existing(&options.bpffs_dir)? {
-        Some(dir) => dir.remove().map_err(CaptureError::io(format!(
-            "removing {}",
-            options.bpffs_dir.display()
-        )))?,
-        None => 0,
-    };
-    if let Ok(cgroup2) = Cgroup2::find(options.cgroup_root.as_deref()) {
-        cgroup::remove_leftover(&cgroup2, &options.node_name);
-    }
-    Ok(removed)
 }

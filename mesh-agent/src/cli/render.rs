@@ -1,19 +1,19 @@
 //! The documents of the admin API as tables for people, at most [`WIDTH`] columns wide. Pure.
 
+mod config;
 mod kernel;
 mod policy;
 
 use comfy_table::{ContentArrangement, Table, presets};
-use mesh_core::manifest::{NoticeKind, Origin};
-use mesh_core::model::ObjectRef;
 
 use crate::admin::document::{
-    Bpf, BpfLink, CaptureState, CertificateState, Certificates, Checks, Config, ConnectionEntry, Connections,
-    Direction, EnrolmentState, Level, OlderConnections, PartyEntry, SecurityState, Status, UsageEntry,
-    WorkloadEntry, Workloads,
+    CaptureState, CertificateState, Certificates, Checks, ConnectionEntry, Connections, Direction,
+    EnrolmentState, Level, OlderConnections, PartyEntry, SecurityState, Status, UsageEntry, WorkloadEntry,
+    Workloads,
 };
 
-pub(super) use kernel::{bpf_events, bpf_log};
+pub(super) use config::config;
+pub(super) use kernel::{bpf, bpf_events, bpf_log};
 pub(super) use policy::{explanation, policies, readiness, refusals, services};
 
 /// Columns of a table at most.
@@ -368,83 +368,6 @@ pub(super) fn certificates(certificates: &Certificates) -> String {
     text(table) + &errors
 }
 
-/// `meshctl bpf`.
-pub(super) fn bpf(bpf: &Bpf) -> String {
-    let mut pods = table(&["POD", "SLOT", "NETNS COOKIE", "ADDRESSES", "LINKS"]);
-    let mut shadowed = String::new();
-    for pod in &bpf.pods {
-        let link = |link: &BpfLink| format!("{}={}", link.hook, link.id);
-        pods.add_row([
-            pod.workload.clone(),
-            pod.slot.to_string(),
-            pod.netns_cookie.to_string(),
-            pod.addresses
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("\n"),
-            pod.links.iter().map(link).collect::<Vec<_>>().join("\n"),
-        ]);
-        for port in &pod.shadowed_ports {
-            shadowed += &format!(
-                "{} listens on {port}, which is the agent's: not reached from off the pod\n",
-                pod.workload
-            );
-        }
-    }
-    for pod in &bpf.pods {
-        for program in &pod.foreign {
-            shadowed += &format!(
-                "{} is also seen by {} {} (id {}), which is not ours\n",
-                pod.workload, program.hook, program.name, program.id
-            );
-        }
-    }
-    let mut programs = table(&["PROGRAM", "ID"]);
-    for program in &bpf.programs {
-        programs.add_row([program.name.clone(), program.id.to_string()]);
-    }
-    let mut maps = table(&["MAP", "ENTRIES", "CAPACITY", "FILL"]);
-    for map in &bpf.maps {
-        let fill = |entries: u64| match map.capacity {
-            0 => "-".to_owned(),
-            capacity => format!("{:.1} %", entries as f64 * 100.0 / capacity as f64),
-        };
-        maps.add_row([
-            map.name.clone(),
-            map.entries.map_or_else(|| "-".to_owned(), |n| n.to_string()),
-            map.capacity.to_string(),
-            map.entries.map_or_else(|| "-".to_owned(), fill),
-        ]);
-    }
-    let mut events = table(&["EVENT", "COUNT"]);
-    for event in &bpf.events {
-        events.add_row([event.event.clone(), event.count.to_string()]);
-    }
-    format!(
-        "ABI version    {}\nPins in        {}{}\ncgroup2 at     {}\nAgent's cgroup {}\nDebug log      {}\n\n{}{shadowed}\n{}\n{}\n{}",
-        bpf.abi_version,
-        bpf.bpffs,
-        pins_of(bpf),
-        bpf.cgroup2,
-        bpf.agent_cgroup,
-        bpf_log(&bpf.log),
-        text(pods),
-        text(maps),
-        text(events),
-        text(programs),
-    )
-}
-
-/// Which run's pins are in use, and whose they were.
-fn pins_of(bpf: &Bpf) -> String {
-    match (bpf.run.as_str(), bpf.adopted) {
-        ("", _) => String::new(),
-        (run, true) => format!("/{run}, adopted from an earlier agent"),
-        (run, false) => format!("/{run}"),
-    }
-}
-
 /// `meshctl check` and `mesh-agent check`.
 pub(super) fn checks(checks: &Checks) -> String {
     let mut table = table(&["", "CHECK", "FOUND"]);
@@ -475,79 +398,6 @@ pub(super) fn checks(checks: &Checks) -> String {
         }
         out += "\nWhat capture does not see:\n";
         out += &text(limits);
-    }
-    out
-}
-
-/// `meshctl config`.
-pub(super) fn config(config: &Config) -> String {
-    let age = duration(config.age_seconds);
-    let mut out = format!("Snapshot {} has been in force for {age}.\n", config.version);
-    for source in &config.sources {
-        let state = if source.synced { "" } else { ", not read yet" };
-        out += &format!(
-            "{}: {} objects, {} files{state}\n",
-            source.name,
-            source.objects,
-            source.files.len()
-        );
-        for file in &source.files {
-            if let Some(error) = &file.error {
-                out += &format!("  {} cannot be read: {error}\n", file.path);
-            }
-            if file.held > 0 {
-                out += &format!(
-                    "  {}: the last good version of {} objects stays in force\n",
-                    file.path, file.held
-                );
-            }
-        }
-    }
-    if config.rejections.is_empty() {
-        out += "\nNo document is rejected.\n";
-    } else {
-        out += "\nRejected:\n";
-    }
-    for rejection in &config.rejections {
-        out += &note(
-            Some(&rejection.origin),
-            rejection.object.as_ref(),
-            &rejection.message,
-        );
-    }
-    for (kind, title) in [
-        (NoticeKind::Conflict, "Conflicts"),
-        (NoticeKind::Changed, "In force, but not as written"),
-        (NoticeKind::Ignored, "Ignored"),
-        (NoticeKind::UnknownField, "Unknown fields"),
-        (NoticeKind::UnknownKind, "Unknown kinds"),
-    ] {
-        let mut notices = config
-            .notices
-            .iter()
-            .filter(|notice| notice.kind == kind)
-            .peekable();
-        if notices.peek().is_some() {
-            out += &format!("\n{title}:\n");
-        }
-        for notice in notices {
-            out += &note(notice.origin.as_ref(), notice.object.as_ref(), &notice.message);
-        }
-    }
-    out
-}
-
-/// The place on a line of its own, so that editors and terminals make it a link; then what there is to say, indented.
-fn note(origin: Option<&Origin>, object: Option<&ObjectRef>, message: &str) -> String {
-    let mut out = String::new();
-    if let Some(origin) = origin {
-        out += &format!("{origin}\n");
-    }
-    if let Some(object) = object {
-        out += &format!("  {object}\n");
-    }
-    for line in message.lines() {
-        out += &format!("  {line}\n");
     }
     out
 }

@@ -3,6 +3,8 @@
 //! Written from the data path: a connection's guard touches its thread's own shard, and the shard's own numbers, so workers do not
 //! meet each other. Bytes are counted by the copy loops in [`ByteCounts`] alone; readers carry what was added since into the counters.
 
+mod words;
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -15,6 +17,8 @@ use mesh_core::authz::Judgement;
 use mesh_core::model::{Service, SpiffeId, Workload};
 use mesh_core::plan::Refusal;
 
+pub use words::{HandshakeRole, Reporter, ResponseFlag, Security};
+
 use super::access_log;
 use super::labels::{HasParties, Present, SeriesKey};
 use super::policy::{PolicyLog, RefusalId};
@@ -23,36 +27,6 @@ use super::traffic::{SHARDS, Sample, Series, Traffic};
 
 /// The reason of connections that were let in and are refused after a change.
 pub const REVOKED: &str = "policy_changed";
-
-/// Which side of a connection this agent is on; Istio's `reporter` label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Reporter {
-    /// The client's node.
-    Source,
-    /// The server's node.
-    Destination,
-}
-
-impl Reporter {
-    /// The label's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reporter::Source => "source",
-            Reporter::Destination => "destination",
-        }
-    }
-}
-
-/// How the bytes of a connection travel between nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Security {
-    /// Through HBONE.
-    MutualTls,
-    /// As they are.
-    None,
-}
 
 /// What is known when a connection is opened.
 #[derive(Clone, Debug)]
@@ -118,56 +92,6 @@ impl ByteCounts {
     /// Adds response bytes.
     pub fn add_sent(&self, n: u64) {
         self.sent.fetch_add(n, Ordering::Relaxed);
-    }
-}
-
-/// What went wrong with a connection; the names are Istio's `response_flags` and ours where it has none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum ResponseFlag {
-    /// Refused by policy or by the plan.
-    Deny,
-    /// The destination could not be reached.
-    Connect,
-    /// The TLS handshake failed.
-    TlsFailure,
-    /// The HTTP/2 handshake or connection failed.
-    H2HandshakeFailure,
-    /// The peer is not who it must be, or we have no certificate.
-    IdentityError,
-    /// The connection was reset, by either side.
-    Reset,
-    /// The flow table did not know the connection.
-    UnknownFlow,
-    /// It was idle for as long as the setting allows.
-    IdleTimeout,
-}
-
-impl ResponseFlag {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [ResponseFlag; 8] = [
-        ResponseFlag::Deny,
-        ResponseFlag::Connect,
-        ResponseFlag::TlsFailure,
-        ResponseFlag::H2HandshakeFailure,
-        ResponseFlag::IdentityError,
-        ResponseFlag::Reset,
-        ResponseFlag::UnknownFlow,
-        ResponseFlag::IdleTimeout,
-    ];
-
-    /// The name in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ResponseFlag::Deny => "DENY",
-            ResponseFlag::Connect => "CONNECT",
-            ResponseFlag::TlsFailure => "TLS_FAILURE",
-            ResponseFlag::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
-            ResponseFlag::IdentityError => "IDENTITY_ERROR",
-            ResponseFlag::Reset => "RESET",
-            ResponseFlag::UnknownFlow => "UNKNOWN_FLOW",
-            ResponseFlag::IdleTimeout => "IDLE_TIMEOUT",
-        }
     }
 }
 
@@ -484,25 +408,6 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.log.close(&self.live, self.failure.as_ref());
-    }
-}
-
-/// Which side of a TLS handshake, and of the tunnel over it, we were on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HandshakeRole {
-    /// We dialled.
-    Client,
-    /// We accepted.
-    Server,
-}
-
-impl HandshakeRole {
-    /// The label's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            HandshakeRole::Client => "client",
-            HandshakeRole::Server => "server",
-        }
     }
 }
 

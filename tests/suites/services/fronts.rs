@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context, Result, ensure};
-use mesh_tests::harness::{Agent, App, MESH, Report, Scene, id};
+use anyhow::{Result, ensure};
+use mesh_tests::harness::{Agent, App, MESH, Scene, id};
+
+use crate::lines;
 
 const EXTERNAL4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
 const EXTERNAL6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xfffe, 0, 0, 0, 0, 1));
@@ -12,16 +14,6 @@ const PROXIED: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 3));
 const GUARDED: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 4));
 const EMPTY: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 19, 0, 40));
 const MANUAL: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 19, 0, 41));
-
-/// The lines about a client's connection in the access log.
-fn lines(agent: &Agent, report: &Report) -> Result<String> {
-    let local = report.local.context("no local address")?.to_string();
-    Ok(agent
-        .log()
-        .lines()
-        .filter(|line| line.contains("connection ") && line.contains(&local))
-        .collect())
-}
 
 fn failures(agent: &Agent, reason: &str) -> Result<f64> {
     Ok(agent

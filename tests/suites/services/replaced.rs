@@ -8,6 +8,8 @@ use mesh_tests::harness::{
     Agent, App, MESH, Manifests, Node, Pod, PodSpec, Report, Scene, World, id, wait_for,
 };
 
+use crate::lines;
+
 /// The host part of a pod's addresses.
 fn host(pod: &Pod) -> Result<u8> {
     match pod.ip4() {
@@ -21,20 +23,6 @@ fn spec(pod: &Pod) -> PodSpec {
     let mut spec = pod.spec();
     spec.uid = format!("uid-of-{}", pod.name());
     spec
-}
-
-/// The lines about a client's connection in an access log, once there are any.
-fn lines(agent: &Agent, report: &Report) -> Result<String> {
-    let local = report.local.context("no local address")?.to_string();
-    wait_for("the access log", Duration::from_secs(5), || {
-        let log = agent.log();
-        let found: Vec<&str> = log
-            .lines()
-            .filter(|line| line.contains("connection ") && line.contains(&local))
-            .collect();
-        ensure!(!found.is_empty(), "nothing about {local}");
-        Ok(found.join("\n"))
-    })
 }
 
 /// Connects until it is answered; each try before must have failed.

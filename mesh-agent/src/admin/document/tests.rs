@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::telemetry::connections::tests::info;
-use crate::telemetry::connections::{ConnectionInfo, ConnectionLog};
+use crate::telemetry::connections::{ConnectionInfo, ConnectionLog, Reporter, Security};
 
 fn entry(reporter: Reporter) -> ConnectionEntry {
     let log = Arc::new(ConnectionLog::default());

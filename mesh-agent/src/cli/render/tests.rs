@@ -1,4 +1,5 @@
-use mesh_core::manifest::Rejection;
+use mesh_core::manifest::{Origin, Rejection};
+use mesh_core::model::ObjectRef;
 
 use super::*;
 use crate::admin::document::*;
