@@ -28,7 +28,7 @@ use tracing::{error, info, warn};
 use crate::admin::{AdminServer, AdminSocket};
 use crate::affinity::Affinity;
 use crate::capture::{self, Beginning, Capture, CaptureOptions, PodServer};
-use crate::handover::{Door, Predecessor, Visitor};
+use crate::handover::{Door, Ledger, Predecessor, Visitor};
 use crate::identity::{EmbeddedCa, Identities, IdentityOptions};
 use crate::sandbox::Registry;
 use crate::settings::{Settings, SettingsError};
@@ -98,7 +98,8 @@ pub fn run(
         });
     let socket = AdminSocket::bind(&settings.admin_socket)?;
     let capture = Arc::new(Capture::load(capture_options(settings), beginning)?);
-    let served = match Agent::start(settings, descriptors, config_dir, capture.clone()) {
+    let handovers = succession::ledger(predecessor.as_ref());
+    let served = match Agent::start(settings, descriptors, config_dir, capture.clone(), handovers) {
         Ok(agent) => runtime.block_on(agent.run(settings, socket, predecessor, signals, live)),
         Err(error) => Err(error),
     };
@@ -142,6 +143,7 @@ struct Agent {
     log: Arc<ConnectionLog>,
     descriptors: Descriptors,
     sandboxes: Registry,
+    handovers: Arc<Ledger>,
     /// Cancelled when the agent begins to stop.
     stopping: CancellationToken,
     /// Cancelled when connections have drained: what they need goes on until then.
@@ -154,6 +156,7 @@ impl Agent {
         descriptors: Descriptors,
         config_dir: &Path,
         capture: Arc<Capture>,
+        handovers: Arc<Ledger>,
     ) -> Result<Self, AppError> {
         let ca = EmbeddedCa::open(&settings.ca_dir, &settings.trust_domain)?;
         let options = IdentityOptions {
@@ -193,6 +196,7 @@ impl Agent {
             log,
             descriptors,
             sandboxes,
+            handovers,
             stopping: CancellationToken::new(),
             drained: CancellationToken::new(),
         })
@@ -209,7 +213,7 @@ impl Agent {
     ) -> Result<(), AppError> {
         let view = Arc::new(self.view(settings)?);
         let mut background = self.background();
-        let mut succession = succession::Succession::of(predecessor);
+        let mut succession = succession::Succession::of(predecessor, self.handovers.clone());
         let mut office = self
             .take_office(settings, socket, &view, succession.is_open())
             .await?;
@@ -229,14 +233,14 @@ impl Agent {
                     info!(signal, drain = ?live.drain(), connections = self.log.len(), "stopping");
                     break;
                 }
-                Next::MakeWay(visitor) => {
+                Next::MakeWay(mut visitor) => {
                     match self
-                        .make_way(office, visitor, settings, &view, &mut signals, live)
+                        .make_way(office, &mut visitor, settings, &view, &mut signals, live)
                         .await
                     {
                         Some(back) => office = back,
                         None => {
-                            self.leave(&mut signals, live, &mut background).await;
+                            self.leave(visitor, &mut signals, live, &mut background).await;
                             return Ok(());
                         }
                     }
@@ -275,6 +279,7 @@ impl Agent {
                 visitor = office.door.knock() => {
                     if let Some(why) = self.unwilling(&visitor, view, succession) {
                         warn!(pid = visitor.claim().pid, why, "another agent wants to take over: refused");
+                        self.handovers.refused();
                         visitor.refuse(&why).await;
                     } else {
                         return Next::MakeWay(visitor);
@@ -305,6 +310,7 @@ impl Agent {
             affinity: self.affinity.clone(),
             log: self.log.clone(),
             descriptors: self.descriptors,
+            handovers: self.handovers.clone(),
             sandbox: sandboxes::host(settings, self.capture.cgroup_root())
                 .map_err(start_error("the look at its own network namespace"))?,
             stopping: self.stopping.clone(),

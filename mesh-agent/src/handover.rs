@@ -1,4 +1,4 @@
-//! How an agent takes over from the one that runs for the same node: a socket beside the admin socket, `PATH.handover`, and four messages
+//! How an agent takes over from the one that runs for the same node: a socket beside the admin socket, `PATH.handover`, and a few messages
 //! on it, a line of JSON each. Only carries the messages; what giving up and taking over mean is the app's part.
 //!
 //! ```text
@@ -8,14 +8,18 @@
 //!     (captures the pods, is ready)
 //!     ── taken ────►                     drains and ends
 //!     (or the connection ends)           takes everything back
+//!     ◄─ draining ──                     again and again: how many connections it has left
+//!                                        (the connection ends: it has left)
 //! ```
+
+mod ledger;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -23,6 +27,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
 use crate::admin::{SocketError, private_listener};
+
+pub use ledger::{Counts, Leaving, Ledger};
 
 /// How long a predecessor may take to yield: it waits for the pass over its pods that is under way.
 const YIELD_LIMIT: Duration = Duration::from_secs(20);
@@ -74,6 +80,8 @@ enum Message {
     Refused { why: String },
     /// By the successor: every connection from now on is its own.
     Taken,
+    /// By the predecessor, which leaves: so many connections have yet to end.
+    Draining { connections: usize },
 }
 
 /// Who wants to take over.
@@ -96,6 +104,9 @@ pub struct Estate {
     pub pid: u32,
     /// The id of the cgroup that its sockets are made in.
     pub agent_cgroup: u64,
+    /// How handovers ended so far. (Older versions do not say.)
+    #[serde(default)]
+    pub handovers: Counts,
 }
 
 /// Where the agent with this admin socket can be asked to yield.
@@ -145,15 +156,51 @@ impl Predecessor {
         &self.estate
     }
 
-    /// Tells it that it is not needed any more.
+    /// Tells it that it is not needed any more. What it says from then on comes from what this returns.
     ///
     /// # Errors
     /// When it is gone.
-    pub fn taken(self) -> Result<(), HandoverError> {
-        say(&self.stream, &Message::Taken).map_err(|source| HandoverError::Io {
-            path: self.path,
-            source,
-        })
+    pub fn taken(self) -> Result<Departure, HandoverError> {
+        match say(&self.stream, &Message::Taken) {
+            Ok(()) => Ok(Departure {
+                stream: self.stream,
+                estate: self.estate,
+                since: SystemTime::now(),
+            }),
+            Err(source) => Err(HandoverError::Io {
+                path: self.path,
+                source,
+            }),
+        }
+    }
+}
+
+/// A predecessor that was relieved and leaves.
+#[derive(Debug)]
+pub struct Departure {
+    stream: UnixStream,
+    estate: Estate,
+    since: SystemTime,
+}
+
+impl Departure {
+    /// Enters in `ledger` what it says, until it has left. One of a version that says nothing is never entered.
+    ///
+    /// # Errors
+    /// When it cannot be listened to; it leaves all the same.
+    pub async fn follow(self, ledger: &Ledger) -> io::Result<()> {
+        self.stream.set_nonblocking(true)?;
+        let mut stream = tokio::io::BufReader::new(tokio::net::UnixStream::from_std(self.stream)?);
+        while let Ok(Message::Draining { connections }) = listen_to(&mut stream).await {
+            ledger.heard(Some(Leaving {
+                version: self.estate.version.clone(),
+                pid: self.estate.pid,
+                since: self.since,
+                connections,
+            }));
+        }
+        ledger.heard(None);
+        Ok(())
     }
 }
 
@@ -289,6 +336,14 @@ impl Visitor {
         }
     }
 
+    /// Tells it, after it has taken over, how many connections have yet to end here.
+    ///
+    /// # Errors
+    /// When it does not listen.
+    pub async fn draining(&mut self, connections: usize) -> io::Result<()> {
+        self.tell(&Message::Draining { connections }).await
+    }
+
     async fn tell(&mut self, message: &Message) -> io::Result<()> {
         self.stream.write_all(&line(message)?).await
     }
@@ -303,84 +358,4 @@ async fn listen_to(stream: &mut tokio::io::BufReader<tokio::net::UnixStream>) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn claim() -> Claim {
-        Claim {
-            node: "n1".into(),
-            version: "1.0.0".into(),
-            pid: 7,
-        }
-    }
-
-    fn estate() -> Estate {
-        Estate {
-            version: "0.9.0".into(),
-            pid: 6,
-            agent_cgroup: 4711,
-        }
-    }
-
-    async fn ask(path: PathBuf) -> Result<Option<Predecessor>, HandoverError> {
-        tokio::task::spawn_blocking(move || Predecessor::ask(&path, claim()))
-            .await
-            .unwrap()
-    }
-
-    #[test]
-    fn where_no_agent_runs_nobody_is_asked() {
-        let dir = tempfile::tempdir().unwrap();
-        let admin = dir.path().join("admin.sock");
-        assert!(Predecessor::ask(&admin, claim()).unwrap().is_none());
-        drop(std::os::unix::net::UnixListener::bind(path_beside(&admin)).unwrap());
-        assert!(
-            Predecessor::ask(&admin, claim()).unwrap().is_none(),
-            "a crash has left the file"
-        );
-    }
-
-    #[tokio::test]
-    async fn an_agent_yields_and_learns_that_it_was_relieved() {
-        let dir = tempfile::tempdir().unwrap();
-        let admin = dir.path().join("admin.sock");
-        let door = Door::open(&admin).unwrap();
-        let successor = tokio::spawn(ask(admin));
-        let mut visitor = door.knock().await;
-        assert_eq!(visitor.claim(), &claim());
-        let (outcome, ()) = tokio::join!(visitor.yielded(estate()), async {
-            let predecessor = successor.await.unwrap().unwrap().unwrap();
-            assert_eq!(predecessor.estate(), &estate());
-            predecessor.taken().unwrap();
-        });
-        assert_eq!(outcome, Outcome::Taken);
-    }
-
-    #[tokio::test]
-    async fn a_successor_that_goes_without_a_word_has_failed() {
-        let dir = tempfile::tempdir().unwrap();
-        let admin = dir.path().join("admin.sock");
-        let door = Door::open(&admin).unwrap();
-        let successor = tokio::spawn(ask(admin));
-        let mut visitor = door.knock().await;
-        let (outcome, ()) = tokio::join!(visitor.yielded(estate()), async {
-            drop(successor.await.unwrap().unwrap());
-        });
-        assert_eq!(outcome, Outcome::Failed);
-    }
-
-    #[tokio::test]
-    async fn an_agent_that_refuses_says_why_and_noise_is_sent_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let admin = dir.path().join("admin.sock");
-        let door = Door::open(&admin).unwrap();
-        let mut noise = UnixStream::connect(path_beside(&admin)).unwrap();
-        noise.write_all(b"GET / HTTP/1.1\r\n").unwrap();
-        let successor = tokio::spawn(ask(admin.clone()));
-        door.knock().await.refuse("I am for n2").await;
-        let refused = successor.await.unwrap().unwrap_err().to_string();
-        assert!(refused.contains("I am for n2"), "{refused}");
-        drop(door);
-        assert!(!path_beside(&admin).exists());
-    }
-}
+mod tests;

@@ -42,6 +42,9 @@ pub struct Status {
     pub started_at: String,
     /// For how long it has run.
     pub uptime_seconds: u64,
+    /// The agent from which this one has taken over, until it has left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<PredecessorStatus>,
     /// Whether it is ready.
     pub ready: bool,
     /// What holds readiness up.
@@ -59,6 +62,19 @@ pub struct Status {
     pub certificates: CertificateCounts,
     /// Documents that are rejected at present.
     pub rejections: usize,
+}
+
+/// An agent that was relieved and drains.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PredecessorStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it was relieved.
+    pub relieved_at: String,
+    /// Connections that it had left when it last said so: at most a second ago, unless it hangs.
+    pub connections: usize,
 }
 
 /// What `mesh-agent sandbox` needs to know of this agent and its host.

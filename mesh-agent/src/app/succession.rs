@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::live::Live;
@@ -13,8 +15,9 @@ use super::view::AgentView;
 use super::{Agent, AppError, Office, Signals, end_of};
 use crate::admin::AdminSocket;
 use crate::capture::Capture;
-use crate::handover::{Claim, Estate, Outcome, Predecessor, Visitor};
+use crate::handover::{Claim, Departure, Estate, Ledger, Outcome, Predecessor, Visitor};
 use crate::settings::Settings;
+use crate::telemetry::connections::ConnectionLog;
 use crate::telemetry::readiness;
 
 /// How long a successor waits for configuration and certificates before it captures, and for all pods to be captured before it relieves
@@ -25,6 +28,8 @@ const LOOK: Duration = Duration::from_millis(10);
 /// How long handshakes that have begun may take to end: those of a client whose packets are lost are repeated after one, three and seven
 /// seconds (RFC 6298, 2).
 const HALF_OPEN: Duration = Duration::from_secs(8);
+/// How often an agent that leaves tells its successor how many connections it has left.
+const TOLD_EVERY: Duration = Duration::from_millis(500);
 /// How long an agent tries to take back what a failed successor had.
 const TAKE_BACK: Duration = Duration::from_secs(10);
 
@@ -66,17 +71,28 @@ pub(super) async fn certified(view: &AgentView) {
     }
 }
 
+/// The account that goes on where a predecessor's has stopped.
+pub(super) fn ledger(predecessor: Option<&Predecessor>) -> Arc<Ledger> {
+    let counts = predecessor.map(|predecessor| predecessor.estate().handovers);
+    Arc::new(Ledger::of(counts.unwrap_or_default()))
+}
+
 /// A predecessor that has yielded and waits to be relieved.
 pub(super) struct Succession {
     predecessor: Option<Predecessor>,
     until: Instant,
+    ledger: Arc<Ledger>,
+    /// Listens to the predecessor while it leaves.
+    _following: Option<AbortOnDropHandle<()>>,
 }
 
 impl Succession {
-    pub(super) fn of(predecessor: Option<Predecessor>) -> Self {
+    pub(super) fn of(predecessor: Option<Predecessor>, ledger: Arc<Ledger>) -> Self {
         Self {
             predecessor,
             until: Instant::now() + 2 * PATIENCE,
+            ledger,
+            _following: None,
         }
     }
 
@@ -103,10 +119,31 @@ impl Succession {
         };
         let pid = predecessor.estate().pid;
         match predecessor.taken() {
-            Ok(()) => info!(pid, "took over: the predecessor drains and leaves"),
+            Ok(departure) => {
+                info!(pid, "took over: the predecessor drains and leaves");
+                let following = tokio::spawn(follow(departure, Arc::clone(&self.ledger)));
+                self._following = Some(AbortOnDropHandle::new(following));
+            }
             Err(error) => warn!(pid, %error, "took over; the predecessor is gone already"),
         }
+        self.ledger.taken_over();
         capture.took_over();
+    }
+}
+
+async fn follow(departure: Departure, ledger: Arc<Ledger>) {
+    if let Err(error) = departure.follow(&ledger).await {
+        warn!(%error, "what the predecessor has left cannot be followed");
+    }
+}
+
+/// Tells a successor how many connections are left here, for as long as it listens.
+async fn tell(mut successor: Visitor, log: Arc<ConnectionLog>, drained: CancellationToken) {
+    while successor.draining(log.len()).await.is_ok() {
+        tokio::select! {
+            () = drained.cancelled() => return,
+            () = sleep(TOLD_EVERY) => {}
+        }
     }
 }
 
@@ -136,7 +173,7 @@ impl Agent {
     pub(super) async fn make_way(
         &self,
         mut office: Office,
-        mut visitor: Visitor,
+        visitor: &mut Visitor,
         settings: &Settings,
         view: &Arc<AgentView>,
         signals: &mut Signals,
@@ -155,6 +192,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             agent_cgroup: self.capture.agent_cgroup_id(),
+            handovers: self.handovers.counts(),
         };
         let outcome = tokio::select! {
             outcome = visitor.yielded(estate) => outcome,
@@ -166,6 +204,7 @@ impl Agent {
         if outcome == Outcome::Taken {
             return None;
         }
+        self.handovers.failed();
         warn!(
             pid = claim.pid,
             "the other agent has failed to take over: going on"
@@ -211,7 +250,14 @@ impl Agent {
 
     /// A successor serves every new connection: what is in accept queues and half open is still served, peers are told to go away, what
     /// stands may end within the drain time. The pods stay captured: they are the successor's.
-    pub(super) async fn leave(&self, signals: &mut Signals, live: &Live<'_>, background: &mut JoinSet<()>) {
+    pub(super) async fn leave(
+        &self,
+        successor: Visitor,
+        signals: &mut Signals,
+        live: &Live<'_>,
+        background: &mut JoinSet<()>,
+    ) {
+        background.spawn(tell(successor, self.log.clone(), self.drained.clone()));
         info!(connections = self.log.len(), drain = ?live.drain(), "relieved: draining");
         self.capture.stop_sending();
         tokio::select! {

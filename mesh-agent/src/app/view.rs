@@ -15,12 +15,13 @@ use crate::admin::document::{
     Bpf, BpfEvents, BpfLog, BpfLogWanted, CaptureState, CertificateCounts, CertificateEntry,
     CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
     Connections, EnrolmentState, ExplainQuery, Explanation, MtlsReadiness, OlderConnections, PodCounts,
-    Policies, Refusals, SandboxHost, Services, SessionCounts, SnapshotStatus, Status, UsageEntry,
-    WorkloadEntry, Workloads, timestamp,
+    Policies, PredecessorStatus, Refusals, SandboxHost, Services, SessionCounts, SnapshotStatus, Status,
+    UsageEntry, WorkloadEntry, Workloads, timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture};
+use crate::handover::{Leaving, Ledger};
 use crate::identity::{self, CertificateStatus, Identities};
 use crate::sources::StatusReader;
 use crate::state::SnapshotCell;
@@ -51,6 +52,7 @@ pub(super) struct AgentView {
     pub(super) affinity: Arc<Affinity>,
     pub(super) log: Arc<ConnectionLog>,
     pub(super) descriptors: Descriptors,
+    pub(super) handovers: Arc<Ledger>,
     pub(super) sandbox: SandboxHost,
     /// Cancelled when the agent begins to stop.
     pub(super) stopping: CancellationToken,
@@ -86,6 +88,7 @@ impl AgentView {
             event_reports: event_reports(&self.capture.event_tallies()),
             debug_log: self.capture.debug_log().is_some(),
             budgets: self.workers.usage().into_iter().map(budget_reading).collect(),
+            handovers: self.handovers.counts().by_result().into(),
         }
     }
 
@@ -97,6 +100,15 @@ impl AgentView {
             draining: self.stopping.is_cancelled(),
             pods: pods_to_wait_for(&snapshot, &self.capture.states(), &self.identities.status()),
         }
+    }
+}
+
+fn predecessor_status(leaving: Leaving) -> PredecessorStatus {
+    PredecessorStatus {
+        version: leaving.version,
+        pid: leaving.pid,
+        relieved_at: timestamp(leaving.since),
+        connections: leaving.connections,
     }
 }
 
@@ -128,6 +140,7 @@ impl View for AgentView {
             pid: std::process::id(),
             started_at: timestamp(started_at),
             uptime_seconds: started.elapsed().as_secs(),
+            predecessor: self.handovers.leaving().map(predecessor_status),
             ready: readiness.is_ready(),
             not_ready: readiness.reasons,
             snapshot: SnapshotStatus {

@@ -96,7 +96,7 @@ fn settings(args: &SettingsArgs) -> Result<Settings, Failed> {
 fn serve(args: &SettingsArgs) -> Result<Exit, Failed> {
     let settings = settings(args)?;
     let logging = Logging::start(settings.log_format, &settings.log_filter, &settings.access_log)
-        .map_err(|error: LoggingError| Failed::new(Exit::Settings, &error))?;
+        .map_err(|error| Failed::new(logging_class(&error), &error))?;
     #[cfg(feature = "mutants")]
     mutated()?;
     app::run(&settings, || Settings::load(args), &logging)
@@ -181,6 +181,13 @@ fn class(error: &AppError) -> Exit {
         }
         AppError::Http(HttpError::Bind { .. }) => Exit::Settings,
         AppError::Metrics(_) | AppError::Start { .. } => Exit::Failure,
+    }
+}
+
+fn logging_class(error: &LoggingError) -> Exit {
+    match error {
+        LoggingError::Thread(_) => Exit::Failure,
+        _ => Exit::Settings,
     }
 }
 

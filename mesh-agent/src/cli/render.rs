@@ -64,6 +64,16 @@ pub(super) fn status(status: &Status) -> String {
     for reason in &status.not_ready {
         row("", format!("- {reason}"));
     }
+    if let Some(predecessor) = &status.predecessor {
+        row(
+            "Predecessor",
+            format!(
+                "mesh-agent {} (process {}) drains: {} connections left",
+                predecessor.version, predecessor.pid, predecessor.connections
+            ),
+        );
+        row("", format!("relieved at {}", predecessor.relieved_at));
+    }
     row("Node", status.node.clone());
     row("Trust domain", status.trust_domain.clone());
     row(

@@ -1,27 +1,30 @@
 //! A connection from off the pod that did not come through a tunnel.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
-use mesh_core::plan::{self, Reason, Refusal};
+use mesh_core::plan::{Reason, Refusal};
 use tokio::net::TcpStream;
 
 use super::admit::admit;
-use super::deliver;
+use super::{deliver, while_let_in};
 use crate::telemetry::connections::{ConnectionInfo, Reporter, Security};
 use crate::tunnel::copy::{self, Side};
-use crate::tunnel::{AppStream, Carried, Facts, PodContext};
+use crate::tunnel::{AppStream, Carried, Carrying, Facts, PodContext, Stands, in_two_parts};
 
 /// Carries a plaintext connection to the pod, where its policy permits it; resets it where not.
-pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
-    let app = AppStream::new(tcp);
-    let Ok((client, local)) = app.addresses() else {
-        return; // Reset before we looked.
-    };
+pub fn handle(context: Arc<PodContext>, tcp: TcpStream) -> impl Future<Output = ()> + Send + 'static {
+    in_two_parts(set_up(context, AppStream::new(tcp)))
+}
+
+async fn set_up(context: Arc<PodContext>, app: AppStream) -> Option<Carrying> {
+    // Reset before we looked, if it has no addresses.
+    let (client, local) = app.addresses().ok()?;
     let mut connection = Carried::new(context.path.log.open(info(&context, client, local)));
     if let Err(refusal) = own_address(&context, client, local) {
         connection.refuse(&refusal);
-        return;
+        return None;
     }
     let facts = Facts {
         client: client.ip(),
@@ -33,46 +36,52 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream) {
         Ok(permit) => permit,
         Err(refusal) => {
             connection.refuse(&refusal);
-            return;
+            return None;
         }
     };
-    connection.admitted(permit.judgement());
-    let revoked = {
-        // In place: `select!` would keep room for a second one.
-        let mut carried = std::pin::pin!(carry(&context, app, permit, client, &mut connection));
-        tokio::select! {
-            biased;
-            () = &mut carried => None,
-            refusal = stands.revoked() => Some(refusal),
+    let judgement = permit.judgement().clone();
+    let delivered = tokio::select! {
+        biased;
+        delivered = deliver(&context, permit, client) => Ok(delivered),
+        error = copy::aborted(&app, Side::Client) => Err(error),
+        refusal = stands.revoked() => {
+            // Refused before it was let in: that is all that is counted.
+            connection.refuse(&refusal);
+            return None;
         }
     };
-    if let Some(refusal) = revoked {
-        connection.revoke(&refusal);
+    connection.admitted(&judgement);
+    match delivered {
+        Ok(Ok(server)) => Some(carrying(&context, app, server, stands, connection)),
+        Ok(Err(error)) => {
+            error.mark(&mut connection);
+            None
+        }
+        Err(error) => {
+            connection.fail(error.flag(), error.reason(), error.to_string());
+            None
+        }
     }
 }
 
-async fn carry(
+/// Carries it for as long as it is let in.
+fn carrying(
     context: &PodContext,
-    app: AppStream,
-    permit: plan::Permit,
-    client: SocketAddr,
-    connection: &mut Carried,
-) {
-    let delivered = tokio::select! {
-        biased;
-        delivered = deliver(context, permit, client) => delivered,
-        error = copy::aborted(&app, Side::Client) => {
-            return connection.fail(error.flag(), error.reason(), error.to_string());
-        }
-    };
-    let outcome = match delivered {
-        Ok(server) => copy::splice(app, server, &context.account(connection)).await,
-        Err(error) => return error.mark(connection),
-    };
-    match outcome {
-        Ok(()) => connection.ended(),
-        Err(error) => connection.fail(error.flag(), error.reason(), error.to_string()),
-    }
+    mut app: AppStream,
+    mut server: AppStream,
+    mut stands: Stands,
+    mut connection: Carried,
+) -> Carrying {
+    let account = context.account(&connection);
+    Box::pin(async move {
+        let end = {
+            let carry = pin!(copy::splice(&mut app, &mut server, &account));
+            while_let_in(carry, &mut stands).await
+        };
+        // The sockets close as they should before the connection counts as closed.
+        drop((app, server, stands));
+        end.mark(&mut connection);
+    })
 }
 
 /// The listener's namespace may have addresses that are not the pod's.

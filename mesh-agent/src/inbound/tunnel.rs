@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,13 +15,13 @@ use tokio::io::BufReader;
 use tokio::net::TcpStream;
 
 use super::admit::admit;
-use super::deliver;
+use super::{deliver, while_let_in};
 use crate::identity;
 use crate::telemetry::connections::{ConnectionInfo, HandshakeRole, Reporter, ResponseFlag, Security};
-use crate::tunnel::copy::{self, CopyError, Early, Side};
+use crate::tunnel::copy::{Carriage, CopyError, Side};
 use crate::tunnel::{
-    AppStream, Carried, Facts, OverBudget, Place, PodContext, Pressure, READ_BUFFER, Stands, StreamGuard,
-    TunnelError, accept_http2, headers,
+    AppStream, Carried, Carrying, Facts, OverBudget, Place, PlaceGuard, PodContext, Pressure, READ_BUFFER,
+    Stands, StreamGuard, TunnelError, accept_http2, headers, in_two_parts,
 };
 
 /// The other agent, on behalf of the workload that it proved to be.
@@ -61,7 +62,7 @@ pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, port: u16) {
             context: Arc::clone(&context),
             peer: Arc::clone(&peer),
             pressure: Arc::clone(&pressure),
-            _alive: alive,
+            alive,
         };
         context
             .tasks
@@ -117,7 +118,7 @@ struct Stream {
     peer: Arc<Peer>,
     pressure: Arc<Pressure>,
     /// Keeps the connection from being taken for an idle one.
-    _alive: StreamGuard,
+    alive: StreamGuard,
 }
 
 /// A CONNECT that is refused.
@@ -163,7 +164,19 @@ impl Rejected {
 }
 
 impl Stream {
-    async fn serve(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    fn serve(
+        self,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        in_two_parts(self.set_up(request, respond))
+    }
+
+    async fn set_up(
+        self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> Option<Carrying> {
         let forwarded = request.headers().get(http::header::FORWARDED);
         let client = headers::real_client(self.peer.address, forwarded);
         let asked = forwarded.and_then(|value| headers::forwarded_host(value.as_bytes()));
@@ -171,46 +184,85 @@ impl Stream {
         let info = self.info(client, address.as_ref().ok().copied(), asked);
         let mut connection = Carried::new(self.context.path.log.open(info));
         let place = self.context.budget.take(Place::Stream);
-        let admitted = match (&place, address) {
-            (Ok(_), Ok(address)) => self.admit(address),
-            (Err(over), _) => Err(over_budget(&self.context, *over)),
+        let opened = match (place, address) {
+            (Ok(place), Ok(address)) => self
+                .open(address, client, &mut respond, &mut connection)
+                .await
+                .map(|opened| opened.map(|(stands, app)| (place, stands, app))),
+            (Err(over), _) => Err(over_budget(&self.context, over)),
             (_, Err(rejected)) => Err(rejected),
         };
-        let outcome = match admitted {
-            Ok((mut stands, permit)) => {
-                connection.admitted(permit.judgement());
-                let delivered = tokio::select! {
-                    biased;
-                    delivered = self.deliver(permit, client, &mut respond, &mut connection) => delivered,
-                    refusal = stands.revoked() => Err(Rejected::by(refusal)),
-                };
-                delivered.map(|app| app.map(|app| (stands, app)))
+        match opened {
+            Ok(Some((place, stands, app))) => {
+                self.carrying(place, stands, app, request.into_body(), respond, connection)
             }
-            Err(rejected) => Err(rejected),
-        };
-        match outcome {
-            Ok(Some((mut stands, app))) => {
-                let revoked = {
-                    // In place: `select!` would keep room for a second one.
-                    let body = request.into_body();
-                    let mut carried = std::pin::pin!(self.carry(app, body, respond, &mut connection));
-                    tokio::select! {
-                        biased;
-                        () = &mut carried => None,
-                        refusal = stands.revoked() => Some(refusal),
-                    }
-                };
-                if let Some(refusal) = revoked {
-                    connection.revoke(&refusal);
-                }
-            }
-            Ok(None) => {}
+            Ok(None) => None,
             Err(rejected) => {
                 let response = rejected.mark(&mut connection);
                 // Fails only when the stream is gone.
                 let _ = respond.send_response(response, true);
+                None
             }
         }
+    }
+
+    /// Asks the policy and connects to the application; `None` when the peer gave up meanwhile.
+    async fn open(
+        &self,
+        address: SocketAddr,
+        client: SocketAddr,
+        respond: &mut SendResponse<Bytes>,
+        connection: &mut Carried,
+    ) -> Result<Option<(Stands, AppStream)>, Rejected> {
+        let (mut stands, permit) = self.admit(address)?;
+        let judgement = permit.judgement().clone();
+        let delivered = tokio::select! {
+            biased;
+            delivered = self.deliver(permit, client, respond, connection) => delivered,
+            // Refused before it was let in: that is all that is counted.
+            refusal = stands.revoked() => return Err(Rejected::by(refusal)),
+        };
+        connection.admitted(&judgement);
+        Ok(delivered?.map(|app| (stands, app)))
+    }
+
+    /// Answers, and says what is left to do: to carry the connection for as long as it is let in.
+    fn carrying(
+        self,
+        place: PlaceGuard,
+        mut stands: Stands,
+        app: AppStream,
+        body: RecvStream,
+        mut respond: SendResponse<Bytes>,
+        mut connection: Carried,
+    ) -> Option<Carrying> {
+        let send = match respond.send_response(answer(StatusCode::OK), false) {
+            Ok(send) => send,
+            Err(error) => {
+                let error = CopyError::from(error);
+                connection.fail(error.flag(), error.reason(), error.to_string());
+                return None;
+            }
+        };
+        let mut carriage = Carriage {
+            app,
+            side: Side::Server,
+            early: None,
+            send,
+            recv: body,
+            pressure: self.pressure,
+            account: self.context.account(&connection),
+        };
+        let alive = self.alive;
+        Some(Box::pin(async move {
+            let end = {
+                let carry = pin!(carriage.carry());
+                while_let_in(carry, &mut stands).await
+            };
+            // The socket closes as it should before the connection counts as closed.
+            drop((carriage, stands, place, alive));
+            end.mark(&mut connection);
+        }))
     }
 
     /// The address that the CONNECT asks for.
@@ -278,27 +330,6 @@ impl Stream {
                     refusal: None,
                 }),
             },
-        }
-    }
-
-    async fn carry(
-        &self,
-        app: AppStream,
-        body: RecvStream,
-        mut respond: SendResponse<Bytes>,
-        connection: &mut Carried,
-    ) {
-        let outcome = match respond.send_response(answer(StatusCode::OK), false) {
-            Ok(send) => {
-                let early = Early::default();
-                let account = self.context.account(connection);
-                copy::carry(app, Side::Server, early, (send, body), &self.pressure, &account).await
-            }
-            Err(error) => Err(error.into()),
-        };
-        match outcome {
-            Ok(()) => connection.ended(),
-            Err(error) => connection.fail(error.flag(), error.reason(), error.to_string()),
         }
     }
 

@@ -14,9 +14,10 @@ use tokio::net::TcpStream;
 
 use crate::affinity::Client;
 use crate::telemetry::connections::{ConnectionInfo, Reporter, ResponseFlag, Security};
-use crate::tunnel::copy::{self, CopyError, Early, Side};
+use crate::tunnel::copy::{self, Carriage, CopyError, Early, Side};
 use crate::tunnel::{
-    AppStream, Carried, PodContext, PoolKey, Pressure, Slot, TunnelError, Unprocessed, dial, headers,
+    Account, AppStream, Carried, Carrying, PodContext, PoolKey, Pressure, Slot, StreamGuard, TunnelError,
+    Unprocessed, dial, headers, in_two_parts,
 };
 
 /// How often a stream is tried in all, each time on another connection: when the one at hand turns out to be closing, or when the peer says
@@ -24,14 +25,25 @@ use crate::tunnel::{
 const ATTEMPTS: usize = 3;
 
 /// Carries a connection that was accepted from a process in the pod, whose address is `client`. Whatever fails resets it.
-pub async fn handle(context: Arc<PodContext>, tcp: TcpStream, client: SocketAddr) {
-    let app = AppStream::new(tcp);
+pub fn handle(
+    context: Arc<PodContext>,
+    tcp: TcpStream,
+    client: SocketAddr,
+) -> impl Future<Output = ()> + Send + 'static {
+    in_two_parts(set_up(context, AppStream::new(tcp), client))
+}
+
+async fn set_up(context: Arc<PodContext>, app: AppStream, client: SocketAddr) -> Option<Carrying> {
     let Ok((client, local)) = app.addresses() else {
-        return forget(&context, app.tcp(), client); // Reset before we looked.
+        forget(&context, app.tcp(), client); // Reset before we looked.
+        return None;
     };
     match asked_for(&context, client, local) {
-        Ok((source, requested)) => carry_out(&context, app, client, &source, requested).await,
-        Err(refused) => refused.log(&context, client, local),
+        Ok((source, requested)) => open(&context, app, client, &source, requested).await,
+        Err(refused) => {
+            refused.log(&context, client, local);
+            None
+        }
     }
 }
 
@@ -110,26 +122,64 @@ fn asked_for(
     }
 }
 
-/// Plans the connection and carries it.
-async fn carry_out(
+/// Plans the connection and opens its way.
+async fn open(
     context: &Arc<PodContext>,
     app: AppStream,
     client: SocketAddr,
     source: &Arc<Workload>,
     requested: SocketAddr,
-) {
+) -> Option<Carrying> {
     let snapshot = context.path.snapshots.load();
     let planned = plan_for(context, &snapshot, client, source, requested).and_then(reachable);
     drop(snapshot);
     let info = info(context, client, source, requested, planned.as_ref().ok());
     let mut connection = Carried::new(context.path.log.open(info));
-    let outcome = match planned {
-        Ok(outbound) => forward(context, app, client, source, &outbound, &connection).await,
+    let account = context.account(&connection);
+    let opened = match planned {
+        Ok(outbound) => forward(context, app, client, source, &outbound, &account).await,
         Err(refusal) => Err(Failure::Refused(refusal)),
     };
+    match opened {
+        Ok(way) => Some(way.carrying(connection, account)),
+        Err(failure) => {
+            failure.mark(&mut connection);
+            None
+        }
+    }
+}
+
+/// How a connection that is set up is carried.
+enum Way {
+    /// Over a stream, which has a place on its tunnel for as long.
+    Tunnel(Carriage, StreamGuard),
+    /// To another socket.
+    Socket(AppStream, AppStream),
+}
+
+impl Way {
+    fn carrying(self, mut connection: Carried, account: Arc<Account>) -> Carrying {
+        match self {
+            Way::Tunnel(mut carriage, place) => Box::pin(async move {
+                let outcome = carriage.carry().await;
+                // The socket closes as it should before the connection counts as closed.
+                drop((carriage, place));
+                mark(outcome, &mut connection);
+            }),
+            Way::Socket(mut app, mut server) => Box::pin(async move {
+                let outcome = copy::splice(&mut app, &mut server, &account).await;
+                drop((app, server));
+                mark(outcome, &mut connection);
+            }),
+        }
+    }
+}
+
+/// How it ended.
+fn mark(outcome: Result<(), CopyError>, connection: &mut Carried) {
     match outcome {
         Ok(()) => connection.ended(),
-        Err(failure) => failure.mark(&mut connection),
+        Err(error) => Failure::Copy(error).mark(connection),
     }
 }
 
@@ -239,17 +289,17 @@ async fn forward(
     client: SocketAddr,
     source: &Workload,
     outbound: &Outbound,
-    connection: &Carried,
-) -> Result<(), Failure> {
+    account: &Arc<Account>,
+) -> Result<Way, Failure> {
     match &outbound.transport {
         Transport::Tunnel { .. } => {
             let (key, request) = tunnel_request(context, client, source, outbound)?;
-            tunnel(context, app, &key, &request, connection).await
+            tunnel(context, app, &key, &request, account).await
         }
         Transport::Passthrough | Transport::Hairpin => {
             let dialled = async { Ok(dial(context, outbound.address, |_| Ok(())).await?) };
             let server = AppStream::new(unless_aborted(&app, dialled).await?);
-            Ok(copy::splice(app, server, &context.account(connection)).await?)
+            Ok(Way::Socket(app, server))
         }
     }
 }
@@ -321,27 +371,32 @@ fn connect(client: SocketAddr, source: &Workload, outbound: &Outbound) -> Result
     Ok(request)
 }
 
-/// Carries the connection over a stream; over another one, with all that the application has sent, when the first one was not processed.
+/// Opens a stream for the connection; another one, with all that the application has sent, when the first one was not processed.
 async fn tunnel(
     context: &Arc<PodContext>,
     mut app: AppStream,
     key: &PoolKey,
     request: &Request<()>,
-    connection: &Carried,
-) -> Result<(), Failure> {
-    let account = context.account(connection);
+    account: &Arc<Account>,
+) -> Result<Way, Failure> {
     let mut early = Early::default();
     let mut refused = Vec::new();
     let mut attempt = 1;
     loop {
         let slot = unless_aborted(&app, slot(context, key, &refused)).await?;
         let why = match slot.open(request.clone()).await {
-            Ok(mut stream) => match copy::answered(&mut app, &mut stream, &mut early, &account).await {
+            Ok(mut stream) => match copy::answered(&mut app, &mut stream, &mut early, account).await {
                 Ok(recv) => {
-                    let streams = (stream.send, recv);
-                    return Ok(
-                        copy::carry(app, Side::Client, early, streams, &stream.pressure, &account).await?,
-                    );
+                    let carriage = Carriage {
+                        app,
+                        side: Side::Client,
+                        early: early.left(),
+                        send: stream.send,
+                        recv,
+                        pressure: stream.pressure,
+                        account: Arc::clone(account),
+                    };
+                    return Ok(Way::Tunnel(carriage, stream.guard));
                 }
                 Err(error) => match stream.unprocessed(&error) {
                     Some(why) if attempt < ATTEMPTS && key.is_current(&context.path.snapshots.load()) => {

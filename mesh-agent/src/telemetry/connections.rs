@@ -121,8 +121,8 @@ pub struct Live {
     pub opened_at: SystemTime,
     opened: Instant,
     series: Arc<Series>,
-    /// How much of `counts` the metrics have already.
-    carried: ByteCounts,
+    /// How much of `counts` the metrics have already: received, sent.
+    carried: [AtomicU64; 2],
 }
 
 impl Live {
@@ -137,9 +137,10 @@ impl Live {
             let now = now.load(Ordering::Relaxed);
             now.saturating_sub(before.fetch_max(now, Ordering::Relaxed))
         };
+        let [received, sent] = &self.carried;
         self.series.add_bytes(
-            since(&self.counts.received, &self.carried.received),
-            since(&self.counts.sent, &self.carried.sent),
+            since(&self.counts.received, received),
+            since(&self.counts.sent, sent),
         );
     }
 }
@@ -208,7 +209,7 @@ impl ConnectionLog {
             opened_at: SystemTime::now(),
             opened: Instant::now(),
             series,
-            carried: ByteCounts::default(),
+            carried: Default::default(),
         });
         shard.live.insert(live.id, live.clone());
         drop(shard);
@@ -354,7 +355,8 @@ fn shard_of_this_thread() -> usize {
 pub struct Connection {
     live: Arc<Live>,
     log: Arc<ConnectionLog>,
-    failure: Option<Failure>,
+    /// On the heap: most have none.
+    failure: Option<Box<Failure>>,
 }
 
 impl Connection {
@@ -370,11 +372,13 @@ impl Connection {
 
     /// Marks it as failed. `message` says who failed and what to look at. The first failure stays.
     pub fn fail(&mut self, flag: ResponseFlag, reason: &'static str, message: String) {
-        self.failure.get_or_insert(Failure {
-            flag,
-            reason,
-            message,
-            refusal: None,
+        self.failure.get_or_insert_with(|| {
+            Box::new(Failure {
+                flag,
+                reason,
+                message,
+                refusal: None,
+            })
         });
     }
 
@@ -395,11 +399,13 @@ impl Connection {
 
     fn refused(&mut self, refusal: &Refusal, reason: &'static str, stood: Option<Duration>) -> RefusalId {
         let id = self.log.policies.refused(&self.live.info, refusal, stood);
-        self.failure.get_or_insert(Failure {
-            flag: ResponseFlag::Deny,
-            reason,
-            message: refusal.message.clone(),
-            refusal: Some(id.clone()),
+        self.failure.get_or_insert_with(|| {
+            Box::new(Failure {
+                flag: ResponseFlag::Deny,
+                reason,
+                message: refusal.message.clone(),
+                refusal: Some(id.clone()),
+            })
         });
         id
     }
@@ -407,7 +413,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.log.close(&self.live, self.failure.as_ref());
+        self.log.close(&self.live, self.failure.as_deref());
     }
 }
 

@@ -74,6 +74,8 @@ pub struct Readings {
     pub debug_log: bool,
     /// What each captured pod takes of the workers.
     pub budgets: Vec<BudgetReading>,
+    /// How handovers between agents of the node ended.
+    pub handovers: Vec<(&'static str, u64)>,
 }
 
 /// What one pod takes of the workers, over all of them.
@@ -352,6 +354,7 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
     };
     let expiry = readings.certificates.iter();
     let events = readings.events.iter();
+    let handovers = readings.handovers.iter();
     let budgets = |workload: &str, budget: &str, n: f64| {
         Row::new(n).label("workload", workload).label("budget", budget)
     };
@@ -378,6 +381,13 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
             "mesh_agent_build_info",
             "Always 1; says which build runs.",
             vec![Row::new(1.0).label("version", env!("CARGO_PKG_VERSION"))],
+        ),
+        Kind::Counter.family(
+            "mesh_agent_handovers_total",
+            "How handovers between the agents of this node ended, over all agents that have followed each other.",
+            handovers
+                .map(|(result, n)| Row::new(*n as f64).label("result", result))
+                .collect(),
         ),
         gauge(
             "mesh_agent_snapshot_version",

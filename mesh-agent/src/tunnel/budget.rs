@@ -322,9 +322,14 @@ impl Account {
         self.budget.is_tight()
     }
 
-    /// Waits until the connection may hold more: at once, unless its pod is over its budget; then it keeps to [`MIN_WINDOW`].
+    /// Whether the connection may hold no more for now: its pod is over its budget, and it has [`MIN_WINDOW`] already.
+    pub fn is_full(&self) -> bool {
+        self.budget.is_tight() && self.sending.load(Ordering::Relaxed) >= MIN_WINDOW as usize
+    }
+
+    /// Waits until the connection may hold more.
     pub async fn room(&self) {
-        while self.budget.is_tight() && self.sending.load(Ordering::Relaxed) >= MIN_WINDOW as usize {
+        while self.is_full() {
             self.left.notified().await;
         }
     }

@@ -27,7 +27,7 @@ pub use ended::Ended;
 pub use error::TunnelError;
 pub use legs::Legs;
 pub use meter::{Meter, Pressure, StreamGuard};
-pub use path::{DataPath, Limits, PodContext, Tasks};
+pub use path::{Carrying, DataPath, Limits, PodContext, Tasks, in_two_parts};
 pub use pool::{Pool, PoolKey};
 pub use server::accept_http2;
 pub use standing::{Facts, Judged, Standing, Stands};

@@ -1,10 +1,12 @@
 //! What every connection's task shares: the agent's state, its pod, and the means to start tasks that cost only themselves.
 
 use std::any::Any;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -105,13 +107,18 @@ impl Tasks {
         // On the heap: a future that is given to an `async` block and pinned there takes its room twice.
         let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
         async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                outcome = &mut work => if let Err(panic) = outcome {
-                    panics.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(panic = panic_text(&*panic), "a connection's task panicked; the connection is reset");
-                }
+            let mut stopped = pin!(stop.cancelled());
+            // By hand: `select!` keeps room for what it waits for twice.
+            let outcome = poll_fn(|cx| match stopped.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Ok(())),
+                Poll::Pending => work.as_mut().poll(cx),
+            });
+            if let Err(panic) = outcome.await {
+                panics.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    panic = panic_text(&*panic),
+                    "a connection's task panicked; the connection is reset"
+                );
             }
         }
     }
@@ -124,6 +131,22 @@ impl Tasks {
     /// How many tasks run.
     pub fn running(&self) -> usize {
         self.tracker.len()
+    }
+}
+
+/// What is left of a connection's task once the connection is set up. On the heap: each kind with room for itself alone.
+pub type Carrying = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A connection's task in its two parts: `set_up`, whose room is given back when it has ended, and what it leaves to be done, if anything.
+/// One after the other in one future they would keep the room of both, and setting up takes several times that of carrying.
+pub fn in_two_parts(
+    set_up: impl Future<Output = Option<Carrying>> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let set_up = Box::pin(set_up);
+    async move {
+        if let Some(carrying) = set_up.await {
+            carrying.await;
+        }
     }
 }
 

@@ -2,8 +2,11 @@
 //! what decides about them changes. Decides nothing: whoever judges brings the judge along.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use mesh_core::model::SpiffeId;
 use mesh_core::plan::{Inbound, Refusal};
@@ -80,7 +83,7 @@ impl Standing {
         Stands {
             standing: Arc::clone(self),
             id,
-            revoked,
+            revoked: Some(revoked),
         }
     }
 
@@ -152,7 +155,8 @@ impl Standing {
 pub struct Stands {
     standing: Arc<Standing>,
     id: u64,
-    revoked: oneshot::Receiver<Refusal>,
+    /// `None` when nobody can refuse it any more.
+    revoked: Option<oneshot::Receiver<Refusal>>,
 }
 
 impl Stands {
@@ -167,11 +171,18 @@ impl Stands {
 
     /// Resolves when it is refused after all.
     pub async fn revoked(&mut self) -> Refusal {
-        match (&mut self.revoked).await {
-            Ok(refusal) => refusal,
-            // Nobody can refuse it any more.
-            Err(_) => std::future::pending().await,
-        }
+        poll_fn(|cx| self.poll_revoked(cx)).await
+    }
+
+    /// As [`Stands::revoked`], for those that wait for more.
+    pub fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        let Some(revoked) = &mut self.revoked else {
+            return Poll::Pending;
+        };
+        let outcome = ready!(Pin::new(revoked).poll(cx));
+        // It says one thing once.
+        self.revoked = None;
+        outcome.map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -263,7 +274,7 @@ mod tests {
     async fn one_that_ends_while_it_is_refused_is_not_counted() {
         let standing = Arc::<Standing>::default();
         let Stands { revoked, .. } = &mut standing.enter(facts(1));
-        revoked.close();
+        revoked.as_mut().unwrap().close();
         let judged = standing.judge(1, refuse).await;
         assert_eq!((judged.kept, judged.closed), (0, 0));
     }

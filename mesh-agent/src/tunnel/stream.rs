@@ -8,7 +8,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-/// A TCP connection to an application. Unless [`AppStream::finish`] is called, dropping it resets the connection: whatever went wrong
+/// A TCP connection to an application. Unless [`AppStream::finish`] was called, dropping it resets the connection: whatever went wrong
 /// (a refusal, an abort on the other side, a cancelled task, a panic), the application never mistakes it for an orderly end.
 #[derive(Debug)]
 pub struct AppStream {
@@ -43,8 +43,8 @@ impl AppStream {
         ))
     }
 
-    /// Closes the connection in order: both directions have ended.
-    pub fn finish(mut self) {
+    /// Both directions have ended: dropping it closes the connection in order.
+    pub fn finish(&mut self) {
         self.finished = true;
     }
 }

@@ -187,6 +187,50 @@ fn each_kind_of_failure_has_its_exit_code_and_says_what_to_do() -> Result<()> {
 }
 
 #[test]
+fn an_agent_that_gets_no_descriptors_says_so_with_the_code_of_faults_without_a_class() -> Result<()> {
+    let world = World::new("s")?;
+    let node = world.node("n1")?;
+    let config = Manifests::new(world.dir().join("config"))?;
+    config.namespace("mesh", true)?;
+    let agent = Agent::builder(&world, &node, &config);
+    fails_with(&agent, 1, "cannot start the control threads", |command| {
+        // SAFETY: setrlimit(2) is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| {
+                // One more than the three that it begins with.
+                let limit = libc::rlimit {
+                    rlim_cur: 4,
+                    rlim_max: 4,
+                };
+                match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+    })?;
+    // With as many as it likes it runs.
+    agent.start()?.stop()
+}
+
+#[test]
+fn a_check_that_fails_has_a_code_of_its_own() -> Result<()> {
+    let check = |cgroup_root: &str| {
+        let mut command = Command::new(agent_binary()?);
+        command.args(["check", "--node-name", "n1", "--cgroup-root", cgroup_root]);
+        run(&mut command, SOON)
+    };
+    let failed = check("/nonexistent")?;
+    ensure!(
+        failed.status.code() == Some(8) && failed.stdout.contains("cgroup2"),
+        "{failed:?}"
+    );
+    let whole = check(&mesh_tests::harness::cgroup2_mount()?.to_string_lossy())?;
+    ensure!(whole.status.success(), "{whole:?}");
+    Ok(())
+}
+
+#[test]
 fn descriptors_are_raised_and_budgets_follow_from_what_there_are() -> Result<()> {
     let world = World::new("s")?;
     let node = world.node("n1")?;

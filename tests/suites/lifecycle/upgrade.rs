@@ -224,6 +224,20 @@ fn established_connections_live_until_the_drain_time_ends() -> Result<()> {
     let mut long = keep(&format!("{WEB4}:80"))?;
     long.wait_held(LONG)?;
     let next = scene.a1.successor().start()?;
+    wait_for(
+        "the new agent knows of the old one",
+        Duration::from_secs(15),
+        || {
+            let status = next.meshctl(&["status"])?;
+            let old = &status["predecessor"];
+            ensure!(
+                old["pid"] == scene.a1.pid() && old["connections"] == 40,
+                "{status:#}"
+            );
+            Ok(())
+        },
+    )?;
+    ensure!(handovers(&next)? == [1, 0, 0]);
     // They stand on the old agent, and go on.
     short.go_on()?;
     let report = short.report(LONG)?;
@@ -240,11 +254,27 @@ fn established_connections_live_until_the_drain_time_ends() -> Result<()> {
     let began = Instant::now();
     ensure!(scene.a1.proc().wait(LEAVING)?.success());
     ensure!(began.elapsed() > Duration::from_secs(2), "it left at once");
+    wait_for(
+        "it has left for the new one, too",
+        Duration::from_secs(15),
+        || {
+            let status = next.meshctl(&["status"])?;
+            ensure!(status["predecessor"].is_null(), "{status:#}");
+            Ok(())
+        },
+    )?;
     long.go_on()?;
     let report = long.report(LONG)?;
     ensure!((report.ok, report.failed) == (0, 20), "{report:?}");
     drop(next);
     Ok(())
+}
+
+/// Handovers that went well, that failed, and that were refused, as the agent counts them.
+fn handovers(agent: &Agent) -> Result<[u64; 3]> {
+    let metrics = agent.metrics()?;
+    let count = |result| metrics.sum("mesh_agent_handovers_total", &[("result", result)]) as u64;
+    Ok(["taken_over", "failed", "refused"].map(count))
 }
 
 #[test]
@@ -263,6 +293,7 @@ fn an_upgrade_that_fails_costs_next_to_nothing_and_the_old_agent_goes_on() -> Re
         ensure!(scene.a1.ready()?.0);
         scene.a1.meshctl(&["status"]).map(drop)
     })?;
+    ensure!(handovers(&scene.a1)? == [0, 1, 0]);
     // Some that are killed on their way, early and late. They know of a pod that cannot be captured, so they are never done in time.
     let theirs = Manifests::new(scene.world.dir().join("theirs"))?;
     for entry in std::fs::read_dir(scene.config.dir())? {
@@ -290,6 +321,12 @@ fn an_upgrade_that_fails_costs_next_to_nothing_and_the_old_agent_goes_on() -> Re
             scene.a1.meshctl(&["status"]).map(drop)
         })?;
     }
+    // Those that are killed early may not have asked yet.
+    let counted = handovers(&scene.a1)?;
+    ensure!(
+        matches!(counted, [0, failed, 0] if (2..=6).contains(&failed)),
+        "{counted:?}"
+    );
     // What came while listeners were a dead successor's is refused, until the old agent has heard of its death: milliseconds, of a minute.
     load.expect_few_losses(24, || scene.logs())?;
     // It still has the say over its pods.
@@ -323,8 +360,9 @@ fn an_agent_that_is_not_to_take_over_or_is_of_another_node_is_sent_away() -> Res
         stranger.status.code() == Some(5) && said.contains("agent of node n1"),
         "{said}"
     );
-    // Neither has disturbed the one that runs.
+    // Neither has disturbed the one that runs. The first has not asked it.
     ensure!(scene.a1.ready()?.0);
+    ensure!(handovers(&scene.a1)? == [0, 0, 1]);
     Ok(())
 }
 

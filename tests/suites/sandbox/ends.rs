@@ -65,6 +65,61 @@ fn a_sandbox_that_is_killed_takes_its_command_along_and_the_agent_removes_the_re
 }
 
 #[test]
+fn a_command_does_not_outlive_its_sandbox_also_where_no_agent_looks() -> Result<()> {
+    let mut stage = Stage::start()?;
+    let mut shop = stage.serve("shop")?;
+    stage.agent.kill();
+    let command = stage.processes("shop")?;
+    ensure!(command.len() == 1, "{command:?}");
+    shop.signal(Signal::SIGKILL)?;
+    shop.wait(LIMIT)?;
+    wait_for("the kernel ends the command", Duration::from_secs(5), || {
+        let left = stage.processes("shop")?;
+        ensure!(left.is_empty(), "{left:?} of {command:?}");
+        Ok(())
+    })?;
+    let remains = stage.remains()?;
+    ensure!(
+        remains.len() >= 5,
+        "nobody was there to remove anything: {remains:?}"
+    );
+    stage.restarted()?.wait_gone()
+}
+
+#[test]
+fn what_a_command_has_started_ends_with_the_agents_next_look_when_its_sandbox_is_killed() -> Result<()> {
+    let mut stage = Stage::start()?;
+    // The kernel ends the command with its sandbox, not what the command has started.
+    let script = "setsid sleep 1000 >/dev/null 2>&1 & echo started; wait";
+    let mut order = stage.spawn("order", &["--quiet"], &["bash", "-c", script])?;
+    wait_for("both run", LIMIT, || {
+        ensure!(order.stdout().contains("started"), "{}", order.stderr());
+        let processes = stage.processes("order")?;
+        ensure!(processes.len() == 2, "{processes:?}");
+        Ok(())
+    })?;
+    stage.agent.proc().signal(Signal::SIGSTOP)?;
+    order.signal(Signal::SIGKILL)?;
+    order.wait(LIMIT)?;
+    wait_for("the command is gone", Duration::from_secs(5), || {
+        let left = stage.processes("order")?;
+        ensure!(left.len() == 1, "{left:?}");
+        Ok(())
+    })?;
+    // Longer than the agent takes to look.
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(
+        stage.processes("order")?.len() == 1,
+        "something else has ended it"
+    );
+    stage.agent.proc().signal(Signal::SIGCONT)?;
+    stage.wait_gone()?;
+    let log = stage.agent.log();
+    ensure!(log.contains("a sandbox ended without cleaning up"), "{log}");
+    Ok(())
+}
+
+#[test]
 fn what_is_left_of_a_sandbox_that_died_without_an_agent_goes_with_the_next_agent() -> Result<()> {
     let mut stage = Stage::start()?;
     let mut shop = stage.serve("shop")?;

@@ -156,6 +156,15 @@ impl Stage {
         self.world.dir().join("sandboxes").join(self.node.name())
     }
 
+    /// The processes of the sandbox NAME that live.
+    pub(crate) fn processes(&self, name: &str) -> Result<Vec<u32>> {
+        let cgroup = cgroup2_mount()?
+            .join(&self.rest.0)
+            .join(format!("default.{name}"));
+        let listed = std::fs::read_to_string(cgroup.join("cgroup.procs"))?;
+        listed.lines().map(|pid| Ok(pid.parse()?)).collect()
+    }
+
     /// What there is of sandboxes on this node: namespaces, cgroups, links, records and documents.
     pub(crate) fn remains(&self) -> Result<Vec<String>> {
         let begins = format!("mesh-sandbox-{}", self.node.name());

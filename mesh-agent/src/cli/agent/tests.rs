@@ -55,6 +55,17 @@ fn classes_of_failure_have_exit_codes_of_their_own() {
 }
 
 #[test]
+fn a_thread_of_the_log_that_cannot_be_started_is_no_fault_of_the_settings() {
+    let thread = LoggingError::Thread(io::ErrorKind::WouldBlock.into());
+    assert_eq!(logging_class(&thread), Exit::Failure);
+    let file = LoggingError::File {
+        path: "/nonexistent/access.log".into(),
+        source: io::ErrorKind::NotFound.into(),
+    };
+    assert_eq!(logging_class(&file), Exit::Settings);
+}
+
+#[test]
 fn a_settings_file_that_is_not_there_is_named_and_has_the_settings_code() {
     let cli = Cli::try_parse_from(["mesh-agent", "run", "--settings", "/nonexistent/settings.yaml"]).unwrap();
     let Command::Run(args) = cli.command else {

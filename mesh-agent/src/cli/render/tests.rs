@@ -156,9 +156,17 @@ fn status_names_what_holds_readiness_up() {
         not_ready: vec!["pod shop/order is not captured: no such netns".into()],
         uptime_seconds: 90,
         rejections: 2,
+        predecessor: Some(PredecessorStatus {
+            version: "0.0.9".into(),
+            pid: 41,
+            relieved_at: "2027-01-15T08:00:00Z".into(),
+            connections: 17,
+        }),
         ..Status::default()
     });
     for part in [
+        "mesh-agent 0.0.9 (process 41) drains: 17 connections left",
+        "relieved at 2027-01-15T08:00:00Z",
         "mesh-agent 0.1.0 (process 42), NOT READY",
         "- pod shop/order is not captured: no such netns",
         "1m30s",

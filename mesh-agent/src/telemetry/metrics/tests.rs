@@ -34,6 +34,7 @@ fn readings() -> Readings {
             taken: vec![("stream", 3), ("bytes", 4096)],
             refused: vec![("stream", 2)],
         }],
+        handovers: vec![("taken_over", 3), ("failed", 1)],
     }
 }
 

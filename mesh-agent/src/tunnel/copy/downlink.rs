@@ -29,29 +29,37 @@ const STALLED_AFTER: Duration = Duration::from_millis(100);
 /// Frames are taken out of h2 as they come, also while the application does not read: left there, small ones would use up a budget that
 /// all streams of the connection share. Window is given back only for what the application has taken, so that the stream's window
 /// bounds what is held here.
-pub(super) async fn run(app: App<'_>, mut recv: RecvStream, account: &Arc<Account>) -> Result<(), CopyError> {
-    let mut held = Held::new(account);
-    let mut turn = Turn::default();
-    loop {
-        if held.is_empty() {
-            if held.ended {
-                return app.end();
+pub(super) fn run(
+    app: App<'_>,
+    recv: &mut RecvStream,
+    account: &Arc<Account>,
+) -> impl Future<Output = Result<(), CopyError>> {
+    // Not an `async fn`, which would keep what it is given twice.
+    let (mut turn, mut held) = (Turn::default(), Held::new(account));
+    async move {
+        loop {
+            if held.is_empty() {
+                if held.ended {
+                    return app.end();
+                }
+                held.wait(recv).await?;
             }
-            held.wait(&mut recv).await?;
-        }
-        held.gather(&mut recv).await?;
-        if held.is_empty() {
-            continue;
-        }
-        match held.write(app) {
-            Ok(written) => {
-                // Fails only for a stream that is closed, whose window nobody needs.
-                let _ = recv.flow_control().release_capacity(written);
-                app.side.other().count_from(&account.counts, written);
-                turn.took(written).await;
+            held.gather(recv).await?;
+            if held.is_empty() {
+                continue;
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => held.wait_either(app, &mut recv).await?,
-            Err(e) => return Err(app.failed(e)),
+            match held.write(app) {
+                Ok(written) => {
+                    // Fails only for a stream that is closed, whose window nobody needs.
+                    let _ = recv.flow_control().release_capacity(written);
+                    app.side.other().count_from(&account.counts, written);
+                    turn.took(written).await;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    Box::pin(held.wait_either(app, recv)).await?;
+                }
+                Err(e) => return Err(app.failed(e)),
+            }
         }
     }
 }
@@ -93,9 +101,17 @@ impl Held {
         self.len == 0
     }
 
-    /// Waits for the next frame.
+    /// Waits for the next frame, and holds nothing meanwhile.
     async fn wait(&mut self, recv: &mut RecvStream) -> Result<(), CopyError> {
-        let frame = poll_fn(|cx| recv.poll_data(cx)).await;
+        let frame = poll_fn(|cx| {
+            let frame = recv.poll_data(cx);
+            if frame.is_pending() {
+                self.chunks = VecDeque::new();
+                self.tail = BytesMut::new();
+            }
+            frame
+        });
+        let frame = frame.await;
         self.take(frame)
     }
 

@@ -39,6 +39,11 @@ impl Early {
         self.end_sent = false;
     }
 
+    /// What the stream has yet to be told: bytes, or that there is an end. `None` is nothing, and takes no room.
+    pub fn left(self) -> Option<Box<Self>> {
+        (self.ended || self.next.0 < self.kept.len()).then(|| Box::new(self))
+    }
+
     /// Carries bytes from the application to the stream as far as both and [`EARLY_LIMIT`] allow. Never returns without an error: whoever
     /// waits for the answer drops it, at any await, and nothing is lost by that.
     pub(super) async fn feed(

@@ -1,8 +1,10 @@
 //! Copies between an application's socket and a tunnel's stream, or between two sockets: every end, reset and stall of one side becomes
 //! the same on the other, and no more is held than the windows allow.
 //!
-//! Both directions of a connection run in one future. Idle ones hold no buffer. A direction yields after [`YIELD_AFTER`] bytes.
+//! Both directions of a connection run in one future. Idle ones hold no buffer, and what is large and rarely waited for is on the heap only
+//! for as long as it is waited for: an idle connection is to take little. A direction yields after [`YIELD_AFTER`] bytes.
 
+mod both;
 mod downlink;
 mod early;
 mod idle;
@@ -11,7 +13,7 @@ mod uplink;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -28,6 +30,7 @@ use tokio::net::tcp::ReadHalf;
 
 pub use early::{EARLY_LIMIT, Early};
 
+use self::both::both;
 use super::{Account, AppStream, OpenStream, Pressure, headers};
 use crate::telemetry::connections::{ByteCounts, ResponseFlag};
 
@@ -267,85 +270,104 @@ pub async fn answered(
     outcome
 }
 
-/// Carries `app` over an accepted stream until both directions have ended. `side` is the application behind `app`, and `early` what it has
-/// sent before.
-///
-/// On success `app` is closed in order; on failure it is reset, and so is the stream.
-///
-/// # Errors
-/// See [`CopyError`].
-pub async fn carry(
-    mut app: AppStream,
-    side: Side,
-    early: Early,
-    (mut send, recv): (SendStream<Bytes>, RecvStream),
-    pressure: &Arc<Pressure>,
-    account: &Arc<Account>,
-) -> Result<(), CopyError> {
-    let outcome = {
-        let (mut from, to) = app.split();
-        let end = App {
-            tcp: to.as_ref(),
-            side,
+/// An application's connection and its stream, set up: all that carrying it takes. Dropping it resets `app`, unless it was carried to an
+/// orderly end.
+#[derive(Debug)]
+pub struct Carriage {
+    /// The application's socket.
+    pub app: AppStream,
+    /// Which application that is.
+    pub side: Side,
+    /// What it has sent before, as far as the stream has not got it ([`Early::left`]).
+    pub early: Option<Box<Early>>,
+    /// Into the tunnel.
+    pub send: SendStream<Bytes>,
+    /// Out of the tunnel.
+    pub recv: RecvStream,
+    /// Load of the tunnel.
+    pub pressure: Arc<Pressure>,
+    /// What the connection is accounted to.
+    pub account: Arc<Account>,
+}
+
+impl Carriage {
+    /// Carries `app` over its stream until both directions have ended.
+    ///
+    /// On success dropping `app` closes it in order; on failure it will be reset, as the stream is.
+    ///
+    /// # Errors
+    /// See [`CopyError`].
+    pub async fn carry(&mut self) -> Result<(), CopyError> {
+        let outcome = {
+            let (mut from, to) = self.app.split();
+            let end = App {
+                tcp: to.as_ref(),
+                side: self.side,
+            };
+            let account = &self.account;
+            // Pinned where they are made: whatever they are given to would have room for them twice.
+            let up = pin!(uplink::run(
+                end,
+                &mut from,
+                &mut self.early,
+                &mut self.send,
+                &self.pressure,
+                account,
+            ));
+            let down = pin!(downlink::run(end, &mut self.recv, account));
+            let mut aborted = pin!(end.aborted());
+            let mut idle = idle::idle(account);
+            both(up, down, |cx| match aborted.as_mut().poll(cx) {
+                Poll::Pending => Pin::new(&mut idle).poll(cx),
+                error => error,
+            })
+            .await
         };
-        let both = async {
-            tokio::try_join!(
-                uplink::run(end, &mut from, early, &mut send, pressure, account),
-                downlink::run(end, recv, account),
-            )
-        };
-        tokio::select! {
-            biased;
-            outcome = both => outcome.map(|_| ()),
-            error = end.aborted() => Err(error),
-            error = idle::idle(account) => Err(error),
-        }
-    };
-    match outcome {
-        Ok(()) => {
-            app.finish();
-            Ok(())
-        }
-        Err(error) if mutation::is_off(Mechanism::ResetPropagation) => {
-            let _ = send.send_data(Bytes::new(), true);
-            app.finish();
-            Err(error)
-        }
-        Err(error) => {
-            send.send_reset(h2::Reason::CANCEL);
-            Err(error)
+        match outcome {
+            Ok(()) => {
+                self.app.finish();
+                Ok(())
+            }
+            Err(error) if mutation::is_off(Mechanism::ResetPropagation) => {
+                let _ = self.send.send_data(Bytes::new(), true);
+                self.app.finish();
+                Err(error)
+            }
+            Err(error) => {
+                self.send.send_reset(h2::Reason::CANCEL);
+                Err(error)
+            }
         }
     }
 }
 
 /// Carries bytes between two sockets until both directions have ended.
 ///
-/// On success both are closed in order; on failure both are reset.
+/// On success dropping both closes them in order; on failure both will be reset.
 ///
 /// # Errors
 /// [`CopyError::AppReset`], of either side.
 pub async fn splice(
-    mut client: AppStream,
-    mut server: AppStream,
+    client: &mut AppStream,
+    server: &mut AppStream,
     account: &Arc<Account>,
 ) -> Result<(), CopyError> {
     {
         let (mut from_client, to_client) = client.split();
         let (mut from_server, to_server) = server.split();
         let (near, far) = (App::client(to_client.as_ref()), App::server(to_server.as_ref()));
-        let both = async {
-            tokio::try_join!(
-                pump(near, &mut from_client, far, account),
-                pump(far, &mut from_server, near, account),
-            )
-        };
-        tokio::select! {
-            biased;
-            outcome = both => outcome.map(|_| ()),
-            error = near.aborted() => Err(error),
-            error = far.aborted() => Err(error),
-            error = idle::idle(account) => Err(error),
-        }?;
+        let up = pin!(pump(near, &mut from_client, far, account));
+        let down = pin!(pump(far, &mut from_server, near, account));
+        let (mut near_aborted, mut far_aborted) = (pin!(near.aborted()), pin!(far.aborted()));
+        let mut idle = idle::idle(account);
+        both(up, down, |cx| match near_aborted.as_mut().poll(cx) {
+            Poll::Pending => match far_aborted.as_mut().poll(cx) {
+                Poll::Pending => Pin::new(&mut idle).poll(cx),
+                error => error,
+            },
+            error => error,
+        })
+        .await?;
     }
     client.finish();
     server.finish();
@@ -368,7 +390,7 @@ async fn pump(
         }
         if !relayed.rest.is_empty() {
             let _held = account.hold(relayed.rest.capacity());
-            write_all(to, &relayed.rest).await?;
+            Box::pin(write_all(to, &relayed.rest)).await?;
         }
         from.side.count_from(&account.counts, relayed.read);
         turn.took(relayed.read).await;

@@ -135,8 +135,34 @@ async fn over_stream(
 ) -> Result<(), CopyError> {
     let mut early = Early::default();
     let recv = answered(&mut app, &mut stream, &mut early, account).await?;
-    let pressure = Arc::clone(&stream.pressure);
-    carry(app, Side::Client, early, (stream.send, recv), &pressure, account).await
+    let mut carriage = Carriage {
+        app,
+        side: Side::Client,
+        early: early.left(),
+        send: stream.send,
+        recv,
+        pressure: stream.pressure,
+        account: Arc::clone(account),
+    };
+    carriage.carry().await
+}
+
+/// What the inbound side does with a stream that it was asked for.
+async fn serve(
+    app: AppStream,
+    (request, mut respond): Accepted,
+    account: Arc<Account>,
+) -> Result<(), CopyError> {
+    let mut carriage = Carriage {
+        app,
+        side: Side::Server,
+        early: None,
+        send: respond.send_response(Response::new(()), false).unwrap(),
+        recv: request.into_body(),
+        pressure: Arc::default(),
+        account,
+    };
+    carriage.carry().await
 }
 
 async fn way(tunnel: &mut Tunnel) -> Way {
@@ -146,21 +172,9 @@ async fn way(tunnel: &mut Tunnel) -> Way {
     let stream = tunnel.open().await;
     let account = Account::new(&Budget::new(windows()), &near_counts, None);
     let near = tokio::spawn(async move { over_stream(near_app, stream, &account).await });
-    let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
+    let accepted = soon(tunnel.accepted.recv()).await.unwrap();
     let account = Account::new(&Budget::new(windows()), &far_counts, None);
-    let far = tokio::spawn(async move {
-        let send = respond.send_response(Response::new(()), false).unwrap();
-        let streams = (send, request.into_body());
-        carry(
-            far_app,
-            Side::Server,
-            Early::default(),
-            streams,
-            &Arc::default(),
-            &account,
-        )
-        .await
-    });
+    let far = tokio::spawn(serve(far_app, accepted, account));
     Way {
         client,
         server,
@@ -171,11 +185,20 @@ async fn way(tunnel: &mut Tunnel) -> Way {
     }
 }
 
+/// What is done with a connection that does not go through a tunnel.
+async fn joined(
+    mut client: AppStream,
+    mut server: AppStream,
+    account: Arc<Account>,
+) -> Result<(), CopyError> {
+    splice(&mut client, &mut server, &account).await
+}
+
 /// Both applications of one connection through [`splice`].
 async fn spliced() -> (TcpStream, TcpStream, Outcome) {
     let (client, client_app) = tcp_pair().await;
     let (server, server_app) = tcp_pair().await;
-    let outcome = tokio::spawn(async move { splice(client_app, server_app, &account(None)).await });
+    let outcome = tokio::spawn(joined(client_app, server_app, account(None)));
     (client, server, outcome)
 }
 
@@ -438,19 +461,8 @@ async fn four_hundred_thousand_tiny_unread_frames_cost_nobody_the_connection() {
     let mut tunnel = Tunnel::new().await;
     let mut stream = tunnel.open().await;
     let (mut server, far_app) = narrow_tcp_pair().await;
-    let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
-    let far = tokio::spawn(async move {
-        let send = respond.send_response(Response::new(()), false).unwrap();
-        carry(
-            far_app,
-            Side::Server,
-            Early::default(),
-            (send, request.into_body()),
-            &Arc::default(),
-            &account(None),
-        )
-        .await
-    });
+    let accepted = soon(tunnel.accepted.recv()).await.unwrap();
+    let far = tokio::spawn(serve(far_app, accepted, account(None)));
     for _ in 0..400_000 {
         stream.send.send_data(Bytes::from_static(b"."), false).unwrap();
         tokio::task::consume_budget().await;

@@ -37,68 +37,62 @@ pub(super) fn with_scratch<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
 }
 
 /// Carries what the application sends until it ends its direction; first what is left of `early`.
-pub(super) async fn run(
+///
+/// Window is asked for only while there is something to send: what one stream has reserved, its siblings cannot use.
+pub(super) fn run(
     app: App<'_>,
     from: &mut ReadHalf<'_>,
-    mut early: Early,
+    early: &mut Option<Box<Early>>,
     send: &mut SendStream<Bytes>,
     pressure: &Arc<Pressure>,
     account: &Arc<Account>,
-) -> Result<(), CopyError> {
-    early.send(send, pressure).await?;
-    if early.is_over() {
-        return Ok(());
-    }
-    drop(early);
-    let mut turn = Turn::default();
-    let mut reader = Reader { bulk: false };
-    loop {
-        account.room().await;
-        let data = next(app, &mut reader, from, send, account).await?;
-        if data.is_empty() {
-            return Ok(send.send_data(data, true)?);
+) -> impl Future<Output = Result<(), CopyError>> {
+    // Not an `async fn`, which would keep what it is given twice; so does each that it would call.
+    let (mut turn, mut reader) = (Turn::default(), Reader { bulk: false });
+    async move {
+        if let Some(mut early) = early.take() {
+            early.send(send, pressure).await?;
+            if early.is_over() {
+                return Ok(());
+            }
         }
-        let bytes = data.len();
-        send_all(data, send, pressure).await?;
-        app.side.count_from(&account.counts, bytes);
-        turn.took(bytes).await;
+        loop {
+            if account.is_full() {
+                Box::pin(account.room()).await;
+            }
+            let mut data = poll_fn(|cx| next(app, &mut reader, from, send, account, cx)).await?;
+            if data.is_empty() {
+                return Ok(send.send_data(data, true)?);
+            }
+            let bytes = data.len();
+            while !data.is_empty() {
+                let room = capacity(send, data.len(), pressure).await?;
+                pressure.sent(room);
+                send.send_data(data.split_to(room), false)?;
+            }
+            send.reserve_capacity(0);
+            app.side.count_from(&account.counts, bytes);
+            turn.took(bytes).await;
+        }
     }
 }
 
 /// The next bytes of the application, none at their end; unless the peer resets the stream.
-async fn next(
+fn next(
     app: App<'_>,
     reader: &mut Reader,
     from: &mut ReadHalf<'_>,
     send: &mut SendStream<Bytes>,
     account: &Arc<Account>,
-) -> Result<Bytes, CopyError> {
-    poll_fn(|cx| {
-        if let Poll::Ready(read) = reader.poll_read(from, account, cx) {
-            return Poll::Ready(read.map_err(|e| app.failed(e)));
-        }
-        match ready!(send.poll_reset(cx)) {
-            Ok(reason) => Poll::Ready(Err(CopyError::StreamReset(reason))),
-            Err(error) => Poll::Ready(Err(error.into())),
-        }
-    })
-    .await
-}
-
-/// Hands `data` to the tunnel as fast as the peer takes it. Window is asked for only while there is something to send: what one stream has
-/// reserved, its siblings cannot use.
-async fn send_all(
-    mut data: Bytes,
-    send: &mut SendStream<Bytes>,
-    pressure: &Arc<Pressure>,
-) -> Result<(), CopyError> {
-    while !data.is_empty() {
-        let room = capacity(send, data.len(), pressure).await?;
-        pressure.sent(room);
-        send.send_data(data.split_to(room), false)?;
+    cx: &mut Context<'_>,
+) -> Poll<Result<Bytes, CopyError>> {
+    if let Poll::Ready(read) = reader.poll_read(from, account, cx) {
+        return Poll::Ready(read.map_err(|e| app.failed(e)));
     }
-    send.reserve_capacity(0);
-    Ok(())
+    match ready!(send.poll_reset(cx)) {
+        Ok(reason) => Poll::Ready(Err(CopyError::StreamReset(reason))),
+        Err(error) => Poll::Ready(Err(error.into())),
+    }
 }
 
 /// Waits until the peer takes up to `want` bytes more; how many. A long wait is told to the connection's pool.
@@ -108,17 +102,24 @@ pub(super) async fn capacity(
     pressure: &Arc<Pressure>,
 ) -> Result<usize, CopyError> {
     send.reserve_capacity(want);
-    if send.capacity() > 0 {
-        return Ok(send.capacity().min(want));
-    }
-    let room = match tokio::time::timeout(BLOCKED_AFTER, granted(send)).await {
-        Ok(room) => room?,
-        Err(_) => {
-            let _blocked = pressure.block();
-            granted(send).await?
-        }
+    let room = match send.capacity() {
+        0 => Box::pin(wait_for_capacity(send, pressure)).await?,
+        room => room,
     };
     Ok(room.min(want))
+}
+
+async fn wait_for_capacity(
+    send: &mut SendStream<Bytes>,
+    pressure: &Arc<Pressure>,
+) -> Result<usize, CopyError> {
+    match tokio::time::timeout(BLOCKED_AFTER, granted(send)).await {
+        Ok(room) => room,
+        Err(_) => {
+            let _blocked = pressure.block();
+            granted(send).await
+        }
+    }
 }
 
 async fn granted(send: &mut SendStream<Bytes>) -> Result<usize, CopyError> {

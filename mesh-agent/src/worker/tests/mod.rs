@@ -1,5 +1,6 @@
 //! Whole ways: client, outbound listener, tunnel under mutual TLS, tunnel listener, application.
 
+mod memory;
 mod peer;
 mod raw;
 mod rejudge;

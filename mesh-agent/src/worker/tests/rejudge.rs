@@ -1,9 +1,13 @@
 //! Connections that stand while what decides about them changes.
 
+use std::net::SocketAddr;
+
+use mesh_core::authz::Word;
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::world::{World, application, in_namespace, version_of};
+use super::world::{World, application, in_namespace, ip, uid, version_of};
 use super::{STRICT, assert_reset, eventually, pair, plaintext};
 
 /// A policy over payment; `rest` is what stands below `spec`, in flow style.
@@ -102,6 +106,66 @@ fn a_connection_ends_when_the_change_that_let_it_in_is_taken_back() {
             // What decides is the same as at first, and differs from what let it in.
             publish(&world, 3, &policy("none", ""));
             assert_reset(client).await;
+        },
+    );
+}
+
+/// An application in payment whose accept queue is full: what is delivered to it waits. With what fills the queue.
+fn overwhelmed(address: SocketAddr) -> (Socket, Vec<Socket>) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.set_reuse_address(true).unwrap();
+    listener.bind(&address.into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let fill = (0..4).map(|_| {
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_nonblocking(true).unwrap();
+        // Under way; those that come first take the room that there is.
+        let _ = client.connect(&address);
+        client
+    });
+    let fill = fill.collect();
+    (listener, fill)
+}
+
+#[test]
+fn a_connection_that_is_denied_while_it_is_delivered_counts_as_denied_and_not_as_let_in() {
+    in_namespace(
+        "rejudge::a_connection_that_is_denied_while_it_is_delivered_counts_as_denied_and_not_as_let_in",
+        || async {
+            let allow = policy("all", "rules: [{}]");
+            let world = World::with(crate::tunnel::Limits::default(), &allow).await;
+            world.enrol("order");
+            world.enrol("payment");
+            let (listener, fill) = overwhelmed(SocketAddr::new(ip("payment", false), 0));
+            let address = listener.local_addr().unwrap().as_socket().unwrap();
+            let through = world.connect("order", address).await;
+            let standing = || world.workers.workers[0].pods()[&uid("payment")].standing.len();
+            eventually("it is being delivered", || standing() == 1).await;
+            let agent = std::net::TcpListener::bind(SocketAddr::new(ip("payment", false), 0)).unwrap();
+            let plain = TcpStream::connect(agent.local_addr().unwrap()).await.unwrap();
+            let (accepted, _) = agent.accept().unwrap();
+            accepted.set_nonblocking(true).unwrap();
+            drop(agent);
+            let behind = overwhelmed(accepted.local_addr().unwrap());
+            world.take_plaintext("payment", accepted);
+            eventually("both are being delivered", || standing() == 2).await;
+            publish(&world, 2, &(allow + &policy("none", "action: DENY, rules: [{}]")));
+            assert_reset(through).await;
+            assert_reset(plain).await;
+            eventually("both are counted", || world.log.policies().recent().len() == 2).await;
+            let counts = world.log.policies().counts();
+            let counts: Vec<_> = counts
+                .iter()
+                .map(|(tally, n)| (tally.policy.name.as_str(), tally.word, *n))
+                .collect();
+            assert_eq!(counts, [("none", Word::Denied, 2)]);
+            let refused = world.log.policies().recent();
+            assert!(
+                refused.iter().all(|refused| refused.stood.is_none()),
+                "{refused:?}"
+            );
+            drop((listener, fill, behind));
         },
     );
 }

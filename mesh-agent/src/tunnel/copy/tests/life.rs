@@ -56,8 +56,7 @@ async fn an_idle_connection_ends_when_a_limit_is_set_also_half_closed_and_else_i
         assert_reset(&mut client).await;
         let (mut client, client_app) = tcp_pair().await;
         let (mut server, server_app) = tcp_pair().await;
-        let spliced =
-            tokio::spawn(async move { splice(client_app, server_app, &account(Some(limit))).await });
+        let spliced = tokio::spawn(joined(client_app, server_app, account(Some(limit))));
         if half_closed {
             client.shutdown().await.unwrap();
             assert_eq!(soon(server.read(&mut [0])).await.unwrap(), 0);
@@ -85,14 +84,9 @@ async fn a_pod_over_its_bytes_holds_little_more_and_its_other_streams_go_on() {
         let stream = tunnel.open().await;
         let account = Account::new(&near, &Arc::default(), None);
         tokio::spawn(async move { over_stream(near_app, stream, &account).await });
-        let (request, mut respond) = soon(tunnel.accepted.recv()).await.unwrap();
+        let accepted = soon(tunnel.accepted.recv()).await.unwrap();
         let account = Account::new(&far, &Arc::default(), None);
-        tokio::spawn(async move {
-            let send = respond.send_response(Response::new(()), false).unwrap();
-            let streams = (send, request.into_body());
-            let early = Early::default();
-            carry(far_app, Side::Server, early, streams, &Arc::default(), &account).await
-        });
+        tokio::spawn(serve(far_app, accepted, account));
         let mut writer = client;
         let chunk = vec![1; 64 << 10];
         let pause = Duration::from_millis(100);
