@@ -11,6 +11,7 @@ mod error;
 mod live;
 mod sandboxes;
 mod signals;
+mod stop;
 mod succession;
 mod view;
 
@@ -238,9 +239,10 @@ impl Agent {
                         .make_way(office, &mut visitor, settings, &view, &mut signals, live)
                         .await
                     {
-                        Some(back) => office = back,
-                        None => {
-                            self.leave(visitor, &mut signals, live, &mut background).await;
+                        Ok(back) => office = back,
+                        Err(told) => {
+                            self.leave(visitor, settings, told, &mut signals, live, &mut background)
+                                .await;
                             return Ok(());
                         }
                     }
@@ -255,11 +257,12 @@ impl Agent {
             self.capture.abandon();
             return Ok(());
         }
-        self.drain(&mut signals, live).await;
+        let again = signals.stop(|| live.on_hangup(&self.publisher));
+        self.drain(live, again).await;
         self.drained.cancel();
         office.end_servers().await;
         end_of(&mut background).await;
-        self.release().await;
+        self.end_capture(settings.on_stop).await;
         Ok(())
     }
 
@@ -285,16 +288,6 @@ impl Agent {
                         return Next::MakeWay(visitor);
                     }
                 }
-            }
-        }
-    }
-
-    /// Lets live connections end, within the drain time or until a second signal.
-    async fn drain(&self, signals: &mut Signals, live: &Live<'_>) {
-        tokio::select! {
-            () = self.workers.shutdown(live.drain()) => {}
-            signal = signals.stop(|| live.on_hangup(&self.publisher)) => {
-                warn!(signal, connections = self.log.len(), "stopping at once");
             }
         }
     }
@@ -399,16 +392,6 @@ impl Agent {
             self.drained.clone(),
         ));
         tasks
-    }
-
-    /// Lets the pods go and leaves the kernel as it was.
-    async fn release(self) {
-        let (capture, workers) = (self.capture.clone(), self.workers.clone());
-        let stopped = tokio::task::spawn_blocking(move || capture.stop(&*workers)).await;
-        match stopped {
-            Ok(()) => info!("stopped: nothing of ours is left in the kernel"),
-            Err(error) => error!(%error, "capture did not stop cleanly: run `mesh-agent unload`"),
-        }
     }
 }
 

@@ -169,7 +169,7 @@ impl Agent {
     }
 
     /// Gives up what only one agent can have, and waits for what becomes of the successor. Meanwhile it goes on accepting. Returns the
-    /// office when that one has failed; `None` when this agent is to leave.
+    /// office when that one has failed, else with what signal this agent was told to stop, if it was: it is to leave.
     pub(super) async fn make_way(
         &self,
         mut office: Office,
@@ -178,7 +178,7 @@ impl Agent {
         view: &Arc<AgentView>,
         signals: &mut Signals,
         live: &Live<'_>,
-    ) -> Option<Office> {
+    ) -> Result<Office, Option<&'static str>> {
         let claim = visitor.claim().clone();
         info!(
             pid = claim.pid,
@@ -194,15 +194,17 @@ impl Agent {
             agent_cgroup: self.capture.agent_cgroup_id(),
             handovers: self.handovers.counts(),
         };
+        let mut told = None;
         let outcome = tokio::select! {
             outcome = visitor.yielded(estate) => outcome,
             signal = signals.stop(|| live.on_hangup(&self.publisher)) => {
                 warn!(signal, "told to stop before the other agent has taken over: leaving the pods to it");
+                told = Some(signal);
                 Outcome::Taken
             }
         };
         if outcome == Outcome::Taken {
-            return None;
+            return Err(told);
         }
         self.handovers.failed();
         warn!(
@@ -210,10 +212,10 @@ impl Agent {
             "the other agent has failed to take over: going on"
         );
         match timeout(TAKE_BACK, self.take_back(settings, view)).await {
-            Ok(office) => Some(office),
+            Ok(office) => Ok(office),
             Err(_) => {
                 error!("the node cannot be taken back: yet another agent has it");
-                None
+                Err(told)
             }
         }
     }
@@ -249,10 +251,13 @@ impl Agent {
     }
 
     /// A successor serves every new connection: what is in accept queues and half open is still served, peers are told to go away, what
-    /// stands may end within the drain time. The pods stay captured: they are the successor's.
+    /// stands may end within the drain time. The pods stay captured: they are the successor's. `told` is the signal by which this agent was
+    /// told to stop already.
     pub(super) async fn leave(
         &self,
         successor: Visitor,
+        settings: &Settings,
+        mut told: Option<&'static str>,
         signals: &mut Signals,
         live: &Live<'_>,
         background: &mut JoinSet<()>,
@@ -262,12 +267,36 @@ impl Agent {
         self.capture.stop_sending();
         tokio::select! {
             () = sleep(HALF_OPEN) => {}
-            signal = signals.stop(|| live.on_hangup(&self.publisher)) => info!(signal, "not waiting for handshakes that have begun"),
+            signal = self.hurried(signals, live, &mut told) => info!(signal, "not waiting for handshakes that have begun"),
         }
         self.stopping.cancel();
-        self.drain(signals, live).await;
+        self.drain(live, self.hurried(signals, live, &mut told)).await;
         self.drained.cancel();
         end_of(background).await;
         info!("left: the pods are the successor's");
+        if settings.linger && told.is_none() {
+            info!("staying until told to stop: a supervisor would start what ends");
+            signals.stop(|| live.on_hangup(&self.publisher)).await;
+        }
+    }
+
+    /// Resolves with the second signal to stop: the first is that of a supervisor who knows that the successor is there, and an agent that
+    /// leaves is doing what it asks for.
+    async fn hurried(
+        &self,
+        signals: &mut Signals,
+        live: &Live<'_>,
+        told: &mut Option<&'static str>,
+    ) -> &'static str {
+        loop {
+            let signal = signals.stop(|| live.on_hangup(&self.publisher)).await;
+            if told.replace(signal).is_some() {
+                return signal;
+            }
+            info!(
+                signal,
+                "leaving already: what stands may end within the drain time, or until a second signal"
+            );
+        }
     }
 }

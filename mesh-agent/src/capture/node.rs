@@ -441,46 +441,6 @@ impl Capture {
         }
     }
 
-    /// Takes a start back that failed before any pod was captured: removes what this run has put into the kernel. Pods that a crashed run
-    /// captured stay as they are, and go on refusing connections.
-    pub fn abandon(&self) {
-        let leftovers = self.dir.leftovers(&self.run);
-        let delivery = self
-            .delivery
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        drop(delivery);
-        let removed = match (self.adopted, leftovers.is_empty()) {
-            (true, _) => Ok(0),
-            (false, true) => self.dir.remove(),
-            (false, false) => self.run.remove(),
-        };
-        if let Err(error) = removed {
-            warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
-        }
-        self.agent_cgroup.leave();
-    }
-
-    /// Lets all pods go and removes everything of ours from the kernel; programs and maps follow when the value is dropped.
-    pub fn stop(&self, server: &dyn PodServer) {
-        let pods = std::mem::take(&mut self.state().pods);
-        for pod in pods.into_values() {
-            self.let_go(pod, server);
-        }
-        let delivery = self
-            .delivery
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        drop(delivery);
-        self.passes.detach();
-        if let Err(error) = self.dir.remove() {
-            warn!(dir = %self.dir.path().display(), %error, "pins of ours stay");
-        }
-        self.agent_cgroup.leave();
-    }
-
     pub(super) fn object(&self) -> MutexGuard<'_, NodeObject> {
         self.object.lock().unwrap_or_else(PoisonError::into_inner)
     }

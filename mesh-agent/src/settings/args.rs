@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{ExclusionKind, LogFormat, parse_duration, parse_size};
+use super::{ExclusionKind, LogFormat, OnStop, parse_duration, parse_size};
 
 /// Settings as flags; each has an environment variable, and nearly each a key in the settings file.
 #[derive(Args, Clone, Debug, Default)]
@@ -115,6 +115,16 @@ pub struct SettingsArgs {
     /// Take over from an agent that runs for this node, connection by connection; false: refuse to start beside it [default: true; file: takeOver]
     #[arg(long, env = "MESH_AGENT_TAKE_OVER", value_name = "BOOL")]
     pub take_over: Option<bool>,
+
+    /// What becomes of the node's pods when the agent is told to stop. release: they are ordinary pods from then on; keep: they stay captured, and
+    /// their connections are refused until an agent is back [default: release; file: onStop]
+    #[arg(long, env = "MESH_AGENT_ON_STOP", value_name = "WHAT")]
+    pub on_stop: Option<OnStop>,
+
+    /// Stay after a successor has taken over, until told to stop: for supervisors that start again what has ended, such as the kubelet
+    /// [default: false; file: linger]
+    #[arg(long, env = "MESH_AGENT_LINGER", value_name = "BOOL")]
+    pub linger: Option<bool>,
 
     /// Silence after which the kernel probes the other end of a connection; 0 for no probes [default: 60s; file: tcpKeepalive.time]
     #[arg(long, env = "MESH_AGENT_TCP_KEEPALIVE_TIME", value_name = "DURATION", value_parser = parse_duration)]

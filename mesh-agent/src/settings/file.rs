@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::{ExclusionKind, LogFormat, SettingsError, duration, size};
+use super::{ExclusionKind, LogFormat, OnStop, SettingsError, duration, size};
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -34,6 +34,8 @@ pub(super) struct File {
     pub(super) kubelet_cgroup: Option<String>,
     pub(super) allow_exclusions: Option<Vec<ExclusionKind>>,
     pub(super) take_over: Option<bool>,
+    pub(super) on_stop: Option<OnStop>,
+    pub(super) linger: Option<bool>,
     pub(super) log: Option<Log>,
     /// MeshConfig.
     pub(super) access_log_file: Option<String>,

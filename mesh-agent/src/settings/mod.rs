@@ -71,6 +71,17 @@ impl Default for WorkloadBudget {
     }
 }
 
+/// What becomes of the captured pods when the agent is told to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStop {
+    /// They are let go.
+    #[default]
+    Release,
+    /// They stay captured: what they open and what is opened to them is refused.
+    Keep,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -140,6 +151,10 @@ pub struct Settings {
     pub drain: Duration,
     /// Whether to take over from an agent that runs for the same node.
     pub take_over: bool,
+    /// What becomes of the pods at a stop.
+    pub on_stop: OnStop,
+    /// Whether it stays after a successor has taken over, until it is told to stop.
+    pub linger: bool,
     /// TCP keepalive; `None` for none.
     pub keepalive: Option<Keepalive>,
     /// How long a connection may be without a byte; `None` for as long as it likes.
@@ -295,6 +310,8 @@ impl Settings {
                 .or(defaults.termination_drain_duration)
                 .unwrap_or(Duration::from_secs(5)),
             take_over: args.take_over.or(file.take_over).unwrap_or(true),
+            on_stop: args.on_stop.or(file.on_stop).unwrap_or_default(),
+            linger: args.linger.or(file.linger).unwrap_or(false),
             keepalive: keepalive(
                 args.tcp_keepalive_time,
                 args.tcp_keepalive_interval,

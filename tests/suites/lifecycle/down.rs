@@ -122,3 +122,25 @@ fn while_a_policy_selects_the_pod_nobody_gets_past_a_dead_agent() -> Result<()> 
     })?;
     refused_when_dead(scene)
 }
+
+#[test]
+fn pods_that_are_kept_at_a_stop_are_refused_until_an_agent_is_back() -> Result<()> {
+    let mut scene = Scene::with("d", false, |agent| agent.arg("--on-stop", "keep"))?;
+    let near = App::serve(&scene.near, "echo", 8080, &[])?;
+    ensure!(reach(&scene)? == "ping\n", "a permissive pod is reached");
+    scene.a1.stop()?;
+    ensure!(
+        scene.a1.log().contains("the pods stay captured"),
+        "{}",
+        scene.a1.log()
+    );
+    ensure!(
+        reach(&scene)? == "connect: refused",
+        "the agent has let the pods go"
+    );
+    let a1 = scene.a1.restart()?;
+    scene = Scene { a1, ..scene };
+    ensure!(reach(&scene)? == "ping\n", "{}", scene.a1.log());
+    drop(near);
+    Ok(())
+}

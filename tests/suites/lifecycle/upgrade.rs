@@ -8,6 +8,8 @@ use mesh_tests::harness::{
     Agent, App, LoadReport, LoadServer, Loading, Manifests, Scene, WEB4, WEB6, attached_to, wait_for,
 };
 
+use nix::sys::signal::Signal;
+
 use crate::pins::{dir, pins};
 
 /// How long anything may take on a machine that does much else besides.
@@ -385,4 +387,53 @@ fn an_agent_that_does_not_answer_keeps_its_node() -> Result<()> {
         ensure!(scene.a1.ready()?.0);
         Ok(())
     })
+}
+
+/// What a supervisor does that starts the new agent first and ends the old one then, such as a DaemonSet with a surge.
+#[test]
+fn a_supervisor_that_ends_the_old_agent_does_not_cut_short_what_it_carries() -> Result<()> {
+    let mut scene = Scene::with("u", true, |agent| agent.arg("--drain", "20s"))?;
+    let _far = LoadServer::start(&scene.far, 8080, &[])?;
+    let mut kept = scene
+        .client
+        .load_in_background(&["keep", &format!("{WEB4}:80"), "--count", "5"])?;
+    kept.wait_held(LONG)?;
+    let next = scene.a1.successor().start()?;
+    scene.a1.proc().signal(Signal::SIGTERM)?;
+    wait_for("it has heard", Duration::from_secs(15), || {
+        let log = scene.a1.log();
+        ensure!(log.contains("leaving already"), "{log}");
+        Ok(())
+    })?;
+    kept.go_on()?;
+    let report = kept.report(LONG)?;
+    ensure!(
+        (report.ok, report.failed) == (5, 0),
+        "{report:?}\n{}",
+        scene.logs()
+    );
+    ensure!(scene.a1.proc().wait(LEAVING)?.success(), "it ends by itself");
+    drop(next);
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_to_linger_stays_until_it_is_told_to_stop() -> Result<()> {
+    let mut scene = Scene::with("u", false, |agent| agent.arg("--linger", "true"))?;
+    let mut next = scene.a1.successor().start()?;
+    let stays = |agent: &Agent| agent.log().contains("staying until told to stop");
+    wait_for("it has left", LEAVING, || {
+        ensure!(stays(&scene.a1), "{}", scene.a1.log());
+        Ok(())
+    })?;
+    ensure!(
+        scene.a1.proc().ended().is_none(),
+        "a supervisor would start it again"
+    );
+    scene.a1.proc().signal(Signal::SIGTERM)?;
+    ensure!(scene.a1.proc().wait(LEAVING)?.success());
+    // One that nobody relieves stops when it is told to.
+    next.stop()?;
+    ensure!(!stays(&next), "{}", next.log());
+    Ok(())
 }
