@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use mesh_core::model::TrustDomain;
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -20,7 +20,7 @@ pub enum CaCommand {
 
 /// What root, and where it goes.
 #[derive(Debug, Args)]
-#[group(id = "where", required = true, multiple = false)]
+#[command(group(ArgGroup::new("where").required(true)))]
 pub struct InitArgs {
     /// The trust domain of all identities, as the agents have it.
     #[arg(
@@ -145,6 +145,31 @@ mod tests {
             std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
         }
         EmbeddedCa::given(dir.path(), &domain).unwrap();
+    }
+
+    #[test]
+    fn a_root_goes_to_one_place() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(subcommand)]
+            _command: CaCommand,
+        }
+        let parse = |line: &str| <Line as clap::Parser>::try_parse_from(line.split(' '));
+        for good in [
+            "ca init --secret a/b",
+            "ca init --output /x --trust-domain mesh.example",
+            "ca init --trust-domain mesh.example --secret a/b",
+        ] {
+            parse(good).unwrap();
+        }
+        for bad in [
+            "ca init",
+            "ca init --secret a/b --output /x",
+            "ca init --secret a",
+            "ca",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
