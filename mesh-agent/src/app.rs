@@ -159,7 +159,10 @@ impl Agent {
         capture: Arc<Capture>,
         handovers: Arc<Ledger>,
     ) -> Result<Self, AppError> {
-        let ca = EmbeddedCa::open(&settings.ca_dir, &settings.trust_domain)?;
+        let ca = match &settings.ca_secret_dir {
+            Some(dir) => EmbeddedCa::given(dir, &settings.trust_domain)?,
+            None => EmbeddedCa::open(&settings.ca_dir, &settings.trust_domain)?,
+        };
         let options = IdentityOptions {
             lifetime: settings.certificate_lifetime,
             trust_domain: settings.trust_domain.clone(),

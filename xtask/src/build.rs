@@ -8,6 +8,7 @@ use mesh_common::mutation;
 use crate::project::Project;
 use crate::run::{self, TestProgram};
 use crate::setup::{self, Part};
+use crate::ship::BINARIES;
 use crate::stamp::{self, Inputs};
 use crate::toolchain::{TARGET, Toolchain};
 
@@ -56,7 +57,7 @@ pub(crate) struct Args {
 /// The verb.
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     everything(project, args.release)?;
-    for name in ["mesh-agent", "meshctl"] {
+    for name in BINARIES {
         println!("{}", project.binary(name, args.release).display());
     }
     Ok(())
@@ -64,15 +65,21 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
 
 /// Builds all there is to build.
 pub(crate) fn everything(project: &Project, release: bool) -> Result<()> {
-    setup::ensure(project, &[Part::Bpf])?;
-    programs(project, Variant::Shipped)?;
+    objects(project)?;
     let mut cargo = project.cargo();
     cargo.args(["build", "--locked", "--workspace", "--bins"]);
     if release {
         cargo.arg("--release");
     }
     run::step("build: binaries", || run::show(&mut cargo))?;
-    check_unswitchable(project, release)
+    let files = BINARIES.map(|name| project.binary(name, release));
+    check_unswitchable(project, &files)
+}
+
+/// Builds the BPF programs that are shipped.
+pub(crate) fn objects(project: &Project) -> Result<()> {
+    setup::ensure(project, &[Part::Bpf])?;
+    programs(project, Variant::Shipped)
 }
 
 /// Where the test build with switchable mechanisms goes: away from what anybody might run or ship.
@@ -112,12 +119,12 @@ pub(crate) fn mutants(project: &Project) -> Result<Vec<TestProgram>> {
 }
 
 /// Nothing that could be switched off is in what is shipped: neither the variable in the binaries nor the global in the objects.
-fn check_unswitchable(project: &Project, release: bool) -> Result<()> {
-    let binaries = ["mesh-agent", "meshctl"].map(|name| (project.binary(name, release), mutation::VARIABLE));
+pub(crate) fn check_unswitchable(project: &Project, binaries: &[PathBuf]) -> Result<()> {
+    let binaries = binaries.iter().map(|file| (file.clone(), mutation::VARIABLE));
     let objects = OBJECTS
         .iter()
         .map(|name| (Variant::Shipped.object(project, name), mutation::GLOBAL));
-    for (file, word) in binaries.into_iter().chain(objects) {
+    for (file, word) in binaries.chain(objects) {
         let content = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         if content
             .windows(word.len())

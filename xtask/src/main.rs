@@ -1,14 +1,17 @@
 //! The project's own commands, one verb per file. Every verb first does what it needs (`demo` on a fresh clone sets up and
 //! builds), and skips what is already done. Nothing here is part of the agent.
 
+mod archive;
 mod bench;
 mod build;
 mod demo;
 mod deps;
+mod dist;
 #[cfg(test)]
 mod documents;
 mod e2e;
 mod fuzz;
+mod image;
 mod kernels;
 mod lint;
 mod miri;
@@ -17,6 +20,7 @@ mod project;
 mod report;
 mod run;
 mod setup;
+mod ship;
 mod stamp;
 mod test;
 mod toolchain;
@@ -44,6 +48,8 @@ enum Verb {
     E2e(e2e::Args),
     Lint(lint::Args),
     Bench(bench::Args),
+    Image(image::Args),
+    Dist(dist::Args),
     Fuzz(fuzz::Args),
     Miri(miri::Args),
 }
@@ -57,6 +63,8 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&project, args),
         Verb::E2e(args) => e2e::run(&project, args),
         Verb::Bench(args) => bench::run(&project, args),
+        Verb::Image(args) => image::run(&project, args),
+        Verb::Dist(args) => dist::run(&project, args),
         Verb::Lint(args) => lint::run(&project, args),
         Verb::Fuzz(args) => fuzz::run(&project, args),
         Verb::Miri(args) => miri::run(&project, args),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::ca::{self, CaCommand};
 use super::exit::{AGENT_CODES, Exit, SANDBOX_HELP};
 use super::render;
 use crate::admin::{SocketError, host};
@@ -38,6 +39,9 @@ pub enum Command {
     /// Check whether this host has what capture needs. Changes nothing.
     #[command(after_help = AGENT_CODES)]
     Check(CheckArgs),
+    /// The root that a mesh's agents share.
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Run a command as an enrolled workload of the local agent: its own network namespace, address and cgroup, gone when it ends.
     #[command(after_help = SANDBOX_HELP)]
     Sandbox(Box<SandboxArgs>),
@@ -63,6 +67,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Run(args) => serve(&args),
         Command::Unload(args) => unload(&args),
         Command::Check(args) => check(&args),
+        Command::Ca(command) => ca::run(&command).map_err(Failed::from),
         Command::Sandbox(args) => return sandbox::run(&args).into(),
         Command::SandboxInit(args) => return sandbox::init(&args).into(),
     };
@@ -86,6 +91,12 @@ impl Failed {
             exit,
             message: error.to_string(),
         }
+    }
+}
+
+impl From<ca::Failed> for Failed {
+    fn from(error: ca::Failed) -> Self {
+        Self::new(Exit::Identity, &error)
     }
 }
 

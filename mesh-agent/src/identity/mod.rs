@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use thiserror::Error;
 use zeroize::Zeroize as _;
 
-pub use ca::{CaError, EmbeddedCa};
+pub use ca::{CaError, EmbeddedCa, NewRoot};
 pub use handshake::{HANDSHAKE_TIMEOUT, accept, connect};
 pub use identities::{CertificateState, CertificateStatus, Identities, IdentitiesError, IdentityOptions};
 pub use leaf::{Leaf, LeafError};

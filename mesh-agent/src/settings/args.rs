@@ -33,6 +33,11 @@ pub struct SettingsArgs {
     #[arg(long, env = "MESH_AGENT_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
 
+    /// Directory with the mesh's root, root.crt and root.key, such as a mounted Secret that `mesh-agent ca init` made: nothing is made or
+    /// kept then, and --ca-dir counts for nothing [file: caSecretDir]
+    #[arg(long, env = "MESH_AGENT_CA_SECRET_DIR", value_name = "DIR")]
+    pub ca_secret_dir: Option<PathBuf>,
+
     /// Trust domain of all identities [default: cluster.local; file: trustDomain]
     #[arg(long, env = "MESH_AGENT_TRUST_DOMAIN", value_name = "DOMAIN")]
     pub trust_domain: Option<String>,

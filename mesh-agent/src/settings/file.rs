@@ -17,6 +17,7 @@ pub(super) struct File {
     pub(super) config_dir: Option<PathBuf>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) ca_dir: Option<PathBuf>,
+    pub(super) ca_secret_dir: Option<PathBuf>,
     /// MeshConfig.
     pub(super) trust_domain: Option<String>,
     /// MeshConfig.

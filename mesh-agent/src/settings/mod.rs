@@ -115,6 +115,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where the embedded CA keeps its root; agents that share it trust each other.
     pub ca_dir: PathBuf,
+    /// Where the operator has put the mesh's root; `None` for an embedded CA that makes its own in `ca_dir`.
+    pub ca_secret_dir: Option<PathBuf>,
     /// The local trust domain.
     pub trust_domain: TrustDomain,
     /// Other names of it that peers may show.
@@ -254,6 +256,7 @@ impl Settings {
                 .ca_dir
                 .or(file.ca_dir)
                 .unwrap_or_else(|| state_dir.join("ca")),
+            ca_secret_dir: args.ca_secret_dir.or(file.ca_secret_dir),
             state_dir,
             trust_domain: domain.parse()?,
             trust_domain_aliases: aliases

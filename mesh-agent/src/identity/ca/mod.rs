@@ -1,6 +1,7 @@
 //! The embedded CA: a root in a directory that belongs to the agent alone, for hosts without another issuer. Several agents of one
 //! host may share the directory: whoever comes first makes the root. It never prints or hands out the root's key.
 
+mod given;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::leaf::system_time;
 use super::{IssueError, IssuedCertificate, Issuer};
@@ -83,9 +84,42 @@ pub enum CaError {
         /// Which file.
         path: PathBuf,
     },
+    /// What the operator has given cannot be the root. Nothing is made in its place: each node would make another.
+    #[error("{path} cannot be the mesh's root: {why}; `mesh-agent ca init` makes one that can")]
+    Given {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// Key or certificate could not be made.
     #[error("the root CA could not be made: {0}")]
     Make(#[from] rcgen::Error),
+}
+
+/// A root that belongs to no directory yet.
+pub struct NewRoot {
+    /// Its certificate, in PEM.
+    pub certificate: String,
+    /// Its key, PKCS#8 in PEM; wiped on drop.
+    pub key: Zeroizing<String>,
+}
+
+impl NewRoot {
+    /// Makes a root for `trust_domain`, to be given to all agents of a mesh.
+    ///
+    /// # Errors
+    /// When the cryptography library refuses.
+    pub fn make(trust_domain: &TrustDomain) -> Result<Self, CaError> {
+        let mut key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = make_root(&key, trust_domain, SystemTime::now());
+        let pem = Zeroizing::new(key.serialize_pem());
+        key.zeroize();
+        Ok(Self {
+            certificate: certificate?.pem(),
+            key: pem,
+        })
+    }
 }
 
 /// The embedded CA. Its key is wiped on drop.
@@ -130,17 +164,44 @@ impl EmbeddedCa {
                 });
             }
         };
-        let not_after = check_root(&store, &key, &root, trust_domain, now)?;
-        if not_after < now + ENDS_SOON {
+        let not_after = check_root(&store.certificate_path(), &key, &root, trust_domain, now)?;
+        Ok(Self::with(dir, trust_domain, key, root, not_after))
+    }
+
+    /// The CA whose root the operator has put into `dir`, such as a Secret that is mounted there: `root.key` and `root.crt`, as
+    /// [`EmbeddedCa::open`] has them. They may be symbolic links, and the directory may be anybody's, as those of Secrets are. Never
+    /// makes anything. Blocks.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn given(dir: &Path, trust_domain: &TrustDomain) -> Result<Self, CaError> {
+        let (key, root) = given::read_root(dir)?;
+        let path = dir.join(store::CERTIFICATE);
+        let not_after = check_root(&path, &key, &root, trust_domain, SystemTime::now());
+        let not_after = not_after.map_err(|error| match error {
+            CaError::Damaged { path, why } => CaError::Given { path, why },
+            other => other,
+        })?;
+        Ok(Self::with(dir, trust_domain, key, root, not_after))
+    }
+
+    fn with(
+        dir: &Path,
+        trust_domain: &TrustDomain,
+        key: KeyPair,
+        root: CertificateDer<'static>,
+        not_after: SystemTime,
+    ) -> Self {
+        if not_after < SystemTime::now() + ENDS_SOON {
             tracing::warn!(dir = %dir.display(), "the root CA ends within a year: plan a new one");
         }
-        Ok(Self {
+        Self {
             trust_domain: trust_domain.clone(),
             key,
             root,
             not_after,
             name: format!("embedded CA in {}", dir.display()),
-        })
+        }
     }
 
     /// When the root runs out.
@@ -270,15 +331,14 @@ fn uri_of(trust_domain: &TrustDomain) -> String {
 
 /// Checks that `root` is the certificate of `key`, a CA of `trust_domain`, valid at `now`; says when it ends.
 fn check_root(
-    store: &store::Store,
+    path: &Path,
     key: &KeyPair,
     root: &CertificateDer<'_>,
     trust_domain: &TrustDomain,
     now: SystemTime,
 ) -> Result<SystemTime, CaError> {
-    let path = store.certificate_path();
     let damaged = |why: &str| CaError::Damaged {
-        path: path.clone(),
+        path: path.to_owned(),
         why: why.to_owned(),
     };
     let (rest, certificate) =
@@ -299,7 +359,7 @@ fn check_root(
     let found = uri_san(&certificate).ok_or_else(|| damaged("it has not exactly one URI SAN"))?;
     if found != uri_of(trust_domain) {
         return Err(CaError::TrustDomain {
-            path,
+            path: path.to_owned(),
             found: found.to_owned(),
             wanted: trust_domain.clone(),
         });
@@ -308,7 +368,9 @@ fn check_root(
     let not_before = system_time(certificate.validity().not_before).map_err(out_of_range)?;
     let not_after = system_time(certificate.validity().not_after).map_err(out_of_range)?;
     if now < not_before || now >= not_after {
-        return Err(CaError::NotValid { path });
+        return Err(CaError::NotValid {
+            path: path.to_owned(),
+        });
     }
     Ok(not_after)
 }

@@ -13,8 +13,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::CaError;
 
-const KEY: &str = "root.key";
-const CERTIFICATE: &str = "root.crt";
+pub(super) const KEY: &str = "root.key";
+pub(super) const CERTIFICATE: &str = "root.crt";
 /// No file of ours is longer, in bytes.
 const LONGEST_FILE: u64 = 64 * 1024;
 
@@ -72,13 +72,8 @@ impl Store {
             return Err(damaged(&path, "it is not a regular file"));
         }
         check_private(&path, &metadata, "600")?;
-        let pem = read(&path, file)?;
-        let mut der = PrivatePkcs8KeyDer::from_pem_slice(&pem)
-            .map_err(|_| damaged(&path, "it holds no PKCS#8 key in PEM"))?;
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256);
-        der.zeroize();
-        key.map(Some)
-            .map_err(|_| damaged(&path, "it holds no ECDSA P-256 key"))
+        let key = parse_key(&read(&path, file)?);
+        key.map(Some).map_err(|why| damaged(&path, why))
     }
 
     /// The root's certificate; `None` when there is no file.
@@ -86,9 +81,8 @@ impl Store {
         let path = self.certificate_path();
         let Some(file) = open(&path)? else { return Ok(None) };
         let pem = read(&path, file)?;
-        CertificateDer::from_pem_slice(&pem)
-            .map(Some)
-            .map_err(|_| damaged(&path, "it holds no certificate in PEM"))
+        let certificate = parse_certificate(&pem);
+        certificate.map(Some).map_err(|why| damaged(&path, why))
     }
 
     pub(super) fn write_key(&self, key: &KeyPair) -> Result<(), CaError> {
@@ -138,7 +132,21 @@ fn open(path: &Path) -> Result<Option<File>, CaError> {
     }
 }
 
-fn read(path: &Path, file: File) -> Result<Zeroizing<Vec<u8>>, CaError> {
+/// A root's key from PEM, or what is wrong with it.
+pub(super) fn parse_key(pem: &[u8]) -> Result<KeyPair, &'static str> {
+    let mut der = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| "it holds no PKCS#8 key in PEM")?;
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256);
+    der.zeroize();
+    key.map_err(|_| "it holds no ECDSA P-256 key")
+}
+
+/// A root's certificate from PEM, or what is wrong with it.
+pub(super) fn parse_certificate(pem: &[u8]) -> Result<CertificateDer<'static>, &'static str> {
+    CertificateDer::from_pem_slice(pem).map_err(|_| "it holds no certificate in PEM")
+}
+
+/// All of a file that is not too long to be one of ours.
+pub(super) fn read(path: &Path, file: File) -> Result<Zeroizing<Vec<u8>>, CaError> {
     // Of full size from the start: growing would leave copies behind.
     let mut content = Zeroizing::new(Vec::with_capacity(LONGEST_FILE as usize + 1));
     file.take(LONGEST_FILE + 1)
@@ -151,7 +159,7 @@ fn read(path: &Path, file: File) -> Result<Zeroizing<Vec<u8>>, CaError> {
 }
 
 /// Refuses what others than this user could read or change.
-fn check_private(path: &Path, metadata: &std::fs::Metadata, wanted: &str) -> Result<(), CaError> {
+pub(super) fn check_private(path: &Path, metadata: &std::fs::Metadata, wanted: &str) -> Result<(), CaError> {
     let me = nix::unistd::geteuid().as_raw();
     let refuse = |why: String, remedy: String| {
         Err(CaError::Unsafe {
@@ -172,7 +180,7 @@ fn check_private(path: &Path, metadata: &std::fs::Metadata, wanted: &str) -> Res
     Ok(())
 }
 
-fn io_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> CaError {
+pub(super) fn io_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> CaError {
     move |source| CaError::Io {
         path: path.to_owned(),
         what,

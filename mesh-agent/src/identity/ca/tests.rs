@@ -173,3 +173,64 @@ fn no_key_shows_in_debug_output() {
     let shown = format!("{ca:?}");
     assert!(shown.contains("embedded CA") && !shown.contains(secret) && !shown.contains("KeyPair"));
 }
+
+/// A Secret's volume as the kubelet lays it out: links to a directory that is exchanged, in one that anybody may read.
+fn secret(root: &NewRoot, mode: u32) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("..2026_01_01");
+    std::fs::create_dir(&data).unwrap();
+    std::os::unix::fs::symlink("..2026_01_01", dir.path().join("..data")).unwrap();
+    for (name, content) in [("root.crt", &root.certificate), ("root.key", &*root.key)] {
+        std::fs::write(data.join(name), content).unwrap();
+        chmod(&data.join(name), mode);
+        std::os::unix::fs::symlink(format!("..data/{name}"), dir.path().join(name)).unwrap();
+    }
+    chmod(dir.path(), 0o1777);
+    dir
+}
+
+#[test]
+fn agents_that_are_given_a_secret_trust_each_other() {
+    let root = NewRoot::make(&td("cluster.local")).unwrap();
+    let (one, other) = (secret(&root, 0o400), secret(&root, 0o400));
+    let one = EmbeddedCa::given(one.path(), &td("cluster.local")).unwrap();
+    let other = EmbeddedCa::given(other.path(), &td("cluster.local")).unwrap();
+    assert_eq!(one.trust_bundle(), other.trust_bundle());
+    let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/order".parse().unwrap();
+    let issued = one.issue(&id, Duration::from_secs(60)).unwrap();
+    assert_eq!(Leaf::parse(&issued.chain[0]).unwrap().identity, id);
+}
+
+#[test]
+fn a_given_root_is_never_made_or_mended() {
+    let empty = tempfile::tempdir().unwrap();
+    let given = |dir: &Path, domain: &str| EmbeddedCa::given(dir, &td(domain)).unwrap_err();
+    let error = given(empty.path(), "cluster.local");
+    assert!(error.to_string().contains("mesh-agent ca init"), "{error}");
+    assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
+
+    let root = NewRoot::make(&td("cluster.local")).unwrap();
+    let dir = secret(&root, 0o400);
+    let error = given(dir.path(), "other.test");
+    assert!(matches!(error, CaError::TrustDomain { .. }), "{error}");
+    std::fs::remove_file(dir.path().join("root.crt")).unwrap();
+    let error = given(dir.path(), "cluster.local");
+    assert!(matches!(error, CaError::Given { .. }), "{error}");
+
+    let strangers = NewRoot {
+        certificate: NewRoot::make(&td("cluster.local")).unwrap().certificate,
+        key: root.key,
+    };
+    let error = given(secret(&strangers, 0o400).path(), "cluster.local");
+    assert!(error.to_string().contains("key beside it"), "{error}");
+}
+
+#[test]
+fn a_given_key_that_others_may_read_is_refused_with_the_remedy() {
+    let root = NewRoot::make(&td("cluster.local")).unwrap();
+    let dir = secret(&root, 0o444);
+    let message = EmbeddedCa::given(dir.path(), &td("cluster.local"))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("chmod 400"), "{message}");
+}
