@@ -103,4 +103,13 @@ mod tests {
         }
         check(&default_name("0.1.0")).unwrap();
     }
+
+    #[test]
+    fn the_daemonset_runs_the_image_that_is_made_here() {
+        let project = Project::find().unwrap();
+        let manifest = project.root().join("deploy/kubernetes/daemonset.yaml");
+        let manifest = std::fs::read_to_string(manifest).unwrap();
+        let wanted = format!("image: {}\n", default_name(env!("CARGO_PKG_VERSION")));
+        assert!(manifest.contains(&wanted), "{wanted}");
+    }
 }

@@ -191,3 +191,10 @@ fn every_flag_has_an_environment_variable_and_help() {
         assert!(arg.get_help().is_some(), "{}", arg.get_id());
     }
 }
+
+#[test]
+fn the_settings_that_are_shipped_for_kubernetes_are_understood() {
+    let got = settings(&[], include_str!("../../../deploy/kubernetes/settings.yaml")).unwrap();
+    assert!(got.linger, "the kubelet starts again what ends");
+    assert_eq!(got.on_stop, OnStop::Keep);
+}

@@ -14,7 +14,7 @@ use super::cgroup::Cgroup;
 use super::manifests::Manifests;
 use super::netns::Netns;
 use super::node::Node;
-use super::process::{JoinExt, Output, Proc, run, tail, wait_for};
+use super::process::{JoinExt, Output, Proc, patient, run, tail, wait_for};
 use super::world::World;
 
 /// Where agents serve metrics and readiness, in their node's namespace.
@@ -329,7 +329,7 @@ impl Agent {
 
 /// `GET path`, by hand, so that the observer shares nothing with what it observes. Call it in the right namespace.
 fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let limit = Duration::from_secs(3);
+    let limit = patient(Duration::from_secs(3));
     let mut stream =
         TcpStream::connect_timeout(&address, limit).with_context(|| format!("cannot reach {address}"))?;
     stream.set_read_timeout(Some(limit))?;

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -82,8 +83,18 @@ fn reader<R: Read + Send + 'static>(stream: Option<R>) -> std::thread::JoinHandl
     })
 }
 
+/// `limit`, times what `MESH_TEST_PATIENCE` says (a whole number): for slow machines, such as emulated ones. No test's verdict gets milder
+/// by it, only later.
+pub fn patient(limit: Duration) -> Duration {
+    static FACTOR: LazyLock<u32> = LazyLock::new(|| {
+        let factor = std::env::var("MESH_TEST_PATIENCE").ok();
+        factor.and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
+    });
+    limit.saturating_mul(*FACTOR)
+}
+
 fn wait_child(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + patient(limit);
     let mut pause = Duration::from_millis(1);
     loop {
         match child.try_wait() {
@@ -100,6 +111,7 @@ fn wait_child(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 /// # Errors
 /// When it has given none within `limit`: with the last error it gave.
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let limit = patient(limit);
     let end = Instant::now() + limit;
     loop {
         match probe() {
