@@ -2,6 +2,7 @@
 //!
 //! Everything is read at the scrape; nothing here runs between scrapes.
 
+mod discovery;
 mod policy;
 
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
 
 use crate::affinity::AffinityStatus;
+
+pub use discovery::DiscoveryReading;
 
 use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
@@ -76,15 +79,6 @@ pub struct Readings {
     pub budgets: Vec<BudgetReading>,
     /// Where pods were found.
     pub discovery: DiscoveryReading,
-}
-
-/// Where local pods were found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DiscoveryReading {
-    /// How many by whom.
-    pub found: Vec<(&'static str, u64)>,
-    /// Whether the container runtime answers; `None` where it is not asked.
-    pub runtime_up: Option<bool>,
 }
 
 /// What one pod takes of the workers, over all of them.
@@ -153,7 +147,9 @@ impl Collector for Pulled {
         families.extend(room(self.log.traffic().room()));
         families.extend(outcomes(&self.log));
         families.extend(policy::families(self.log.policies()));
-        families.extend(agent(&(self.readings)()));
+        let readings = (self.readings)();
+        families.extend(agent(&readings));
+        families.extend(discovery::families(&readings.discovery));
         families.extend(
             process::read()
                 .into_iter()
@@ -414,26 +410,6 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
                 Row::new(readings.pods_captured as f64).label("state", "captured"),
                 Row::new(readings.pods_failed as f64).label("state", "failed"),
             ],
-        ),
-        gauge(
-            "mesh_agent_sandboxes_found",
-            "Enrolled pods of this node whose sandbox is known, by who told: annotation, cri or proc.",
-            readings
-                .discovery
-                .found
-                .iter()
-                .map(|(by, n)| Row::new(*n as f64).label("by", by))
-                .collect(),
-        ),
-        gauge(
-            "mesh_agent_container_runtime_up",
-            "Whether the container runtime answers on its CRI socket; absent where it is not asked.",
-            readings
-                .discovery
-                .runtime_up
-                .map(|up| Row::new(f64::from(u8::from(up))))
-                .into_iter()
-                .collect(),
         ),
         gauge(
             "mesh_agent_older_connections",

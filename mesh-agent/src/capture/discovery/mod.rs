@@ -242,7 +242,7 @@ impl Discovery {
         };
         let cgroup = match self.one_of(places, claim) {
             Ok(Some(cgroup)) => cgroup,
-            Ok(None) => return Outcome::Absent(self.no_cgroup(key)),
+            Ok(None) => return stay(Outcome::Absent(self.no_cgroup(key))),
             Err(why) => return stay(Outcome::Refused(why)),
         };
         if self.asking && known.is_none() {
