@@ -83,7 +83,10 @@ pub async fn run(
                 break;
             }
             let look = move || {
-                let news = enroller.discovery.as_mut().is_some_and(|d| d.has_news(Instant::now()));
+                let news = enroller
+                    .discovery
+                    .as_mut()
+                    .is_some_and(|d| d.has_news(Instant::now()));
                 (enroller, news)
             };
             let Ok((next, news)) = tokio::task::spawn_blocking(look).await else {
@@ -175,7 +178,9 @@ impl Enroller {
         let cgroup2 = self.capture.cgroup2.clone();
         match Discovery::new(settings, cgroup2, runtimes) {
             Ok(discovery) => self.discovery = Some(discovery),
-            Err(error) => warn!(%error, "pods are not looked for: the agent cannot look at its own network namespace"),
+            Err(error) => {
+                warn!(%error, "pods are not looked for: the agent cannot look at its own network namespace")
+            }
         }
     }
 
@@ -285,11 +290,20 @@ impl Enroller {
             let unknown = || CaptureState::Pending("not tried yet".into());
             states.insert(uid.clone(), failure.or(present).unwrap_or_else(unknown));
         }
-        states.extend(local.unplaced.iter().map(|(uid, state)| (uid.clone(), state.clone())));
+        states.extend(
+            local
+                .unplaced
+                .iter()
+                .map(|(uid, state)| (uid.clone(), state.clone())),
+        );
         self.capture.report(states);
         self.capture.report_discovery(DiscoveryStatus {
             on: self.discovery.is_some(),
-            runtime: self.discovery.as_ref().map(Discovery::runtime).unwrap_or_default(),
+            runtime: self
+                .discovery
+                .as_ref()
+                .map(Discovery::runtime)
+                .unwrap_or_default(),
             sandboxes: local.sandboxes(),
         });
     }
@@ -317,7 +331,11 @@ impl Enroller {
     fn next_look(&self, now: Instant, until: Instant) -> Duration {
         let left = until.saturating_duration_since(now);
         let is_waiting = self.discovery.as_ref().is_some_and(Discovery::is_waiting);
-        if is_waiting { left.min(discovery::LOOK) } else { left }
+        if is_waiting {
+            left.min(discovery::LOOK)
+        } else {
+            left
+        }
     }
 
     fn next_wait(&self, now: Instant) -> Duration {

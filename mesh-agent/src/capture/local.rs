@@ -75,7 +75,11 @@ impl Local {
         let uid = workload.uid.clone();
         let state = match outcome {
             Outcome::Found(sandbox) => {
-                let spec = PodSpec::at(workload, sandbox.netns_name(), sandbox.cgroup.display().to_string());
+                let spec = PodSpec::at(
+                    workload,
+                    sandbox.netns_name(),
+                    sandbox.cgroup.display().to_string(),
+                );
                 self.placed.insert(uid.clone(), spec);
                 self.found.insert(uid, sandbox);
                 return;
@@ -96,7 +100,10 @@ impl Local {
     /// Where each sandbox was found.
     pub(super) fn sandboxes(&self) -> BTreeMap<WorkloadUid, SandboxStatus> {
         let status = |(uid, spec): (&WorkloadUid, &PodSpec)| {
-            let by = self.found.get(uid).map_or(FoundBy::Annotation, |sandbox| sandbox.by);
+            let by = self
+                .found
+                .get(uid)
+                .map_or(FoundBy::Annotation, |sandbox| sandbox.by);
             let status = SandboxStatus {
                 by,
                 netns: spec.netns.clone(),

@@ -95,9 +95,12 @@ fn cri_socket(text: &str) -> Result<CriSocket, SettingsError> {
 }
 
 fn cgroup(path: PathBuf) -> Result<PathBuf, SettingsError> {
-    let climbs = path
-        .components()
-        .any(|part| matches!(part, std::path::Component::ParentDir | std::path::Component::CurDir));
+    let climbs = path.components().any(|part| {
+        matches!(
+            part,
+            std::path::Component::ParentDir | std::path::Component::CurDir
+        )
+    });
     if climbs || path.as_os_str().is_empty() {
         return Err(SettingsError::Value {
             name: "--pods-cgroup",

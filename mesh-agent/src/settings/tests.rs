@@ -206,7 +206,14 @@ fn how_pods_are_found_comes_from_flags_and_file_and_wrong_values_are_told() {
             proc_root: "/host/proc".into(),
         }
     );
-    let flags = ["--pods-discover", "false", "--pods-cri-socket", "off", "--pods-cgroup", "node-b"];
+    let flags = [
+        "--pods-discover",
+        "false",
+        "--pods-cri-socket",
+        "off",
+        "--pods-cgroup",
+        "node-b",
+    ];
     let got = settings(&flags, yaml).unwrap().discovery;
     assert_eq!((got.on, got.cri_socket), (false, CriSocket::Off));
     assert_eq!(got.cgroup, Some("node-b".into()));

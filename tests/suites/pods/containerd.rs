@@ -91,7 +91,9 @@ impl Containerd {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
         }
         let cgroup = stage.node.cgroup().child("runtime")?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let mounts = mounts(stage, &dir, &cgroup)?;
         let this = Self {
             proc: spawn(stage, &dir, &mounts, &cgroup)?,
@@ -118,12 +120,19 @@ impl Containerd {
 
     fn wait_up(&self) -> Result<()> {
         wait_for("containerd answers", PATIENCE, || {
-            let ask = cri::VersionRequest { version: "v1".to_owned() };
-            let version: cri::VersionResponse = self.call("RuntimeService/Version", ask).with_context(|| {
-                let log = self.proc.stderr();
-                log.lines().rev().take(5).collect::<Vec<_>>().join("\n")
-            })?;
-            if version.runtime_name.is_empty() { bail!("no name") } else { Ok(()) }
+            let ask = cri::VersionRequest {
+                version: "v1".to_owned(),
+            };
+            let version: cri::VersionResponse =
+                self.call("RuntimeService/Version", ask).with_context(|| {
+                    let log = self.proc.stderr();
+                    log.lines().rev().take(5).collect::<Vec<_>>().join("\n")
+                })?;
+            if version.runtime_name.is_empty() {
+                bail!("no name")
+            } else {
+                Ok(())
+            }
         })
     }
 
@@ -134,7 +143,9 @@ impl Containerd {
         std::fs::copy("/bin/busybox", bin.join("busybox")).context("is busybox-static installed?")?;
         std::os::unix::fs::symlink("busybox", bin.join("sleep"))?;
         let tar = |args: &[&str]| -> Result<()> {
-            run(Command::new("tar").current_dir(dir).args(args), PATIENCE)?.success().map(drop)
+            run(Command::new("tar").current_dir(dir).args(args), PATIENCE)?
+                .success()
+                .map(drop)
         };
         tar(&["-C", "rootfs", "-cf", "layer.tar", "."])?;
         let sum = run(Command::new("sha256sum").arg(dir.join("layer.tar")), PATIENCE)?.success()?;
@@ -183,7 +194,11 @@ impl Containerd {
                 namespace: "mesh".to_owned(),
                 attempt,
             }),
-            hostname: if host_network { String::new() } else { name.to_owned() },
+            hostname: if host_network {
+                String::new()
+            } else {
+                name.to_owned()
+            },
             log_directory: self.dir.join("logs").to_string_lossy().into_owned(),
             linux: Some(cri::LinuxPodSandboxConfig {
                 cgroup_parent: parent.to_string_lossy().into_owned(),
@@ -196,7 +211,9 @@ impl Containerd {
                 }),
             }),
         };
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()) };
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+        };
         let answer: cri::RunPodSandboxResponse = self.call("RuntimeService/RunPodSandbox", request)?;
         let request = cri::PodSandboxStatusRequest {
             pod_sandbox_id: answer.pod_sandbox_id.clone(),
@@ -218,22 +235,31 @@ impl Containerd {
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: sandbox.id.clone(),
             config: Some(cri::ContainerConfig {
-                metadata: Some(cri::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
-                image: Some(cri::ImageSpec { image: IMAGE.to_owned() }),
+                metadata: Some(cri::ContainerMetadata {
+                    name: name.to_owned(),
+                    attempt: 0,
+                }),
+                image: Some(cri::ImageSpec {
+                    image: IMAGE.to_owned(),
+                }),
                 command: vec!["/bin/sleep".to_owned(), "600".to_owned()],
                 log_path: format!("{name}.log"),
             }),
             sandbox_config: Some(sandbox.config.clone()),
         };
         let made: cri::CreateContainerResponse = self.call("RuntimeService/CreateContainer", request)?;
-        let request = cri::StartContainerRequest { container_id: made.container_id };
+        let request = cri::StartContainerRequest {
+            container_id: made.container_id,
+        };
         let _: cri::Empty = self.call("RuntimeService/StartContainer", request)?;
         Ok(())
     }
 
     /// Ends a sandbox and all that is in it, as a kubelet does with a pod that has ended.
     pub(crate) fn stop_sandbox(&self, sandbox: &Sandbox) -> Result<()> {
-        let request = cri::SandboxId { pod_sandbox_id: sandbox.id.clone() };
+        let request = cri::SandboxId {
+            pod_sandbox_id: sandbox.id.clone(),
+        };
         let _: cri::Empty = self.call("RuntimeService/StopPodSandbox", request.clone())?;
         let _: cri::Empty = self.call("RuntimeService/RemovePodSandbox", request)?;
         Ok(())
@@ -252,7 +278,9 @@ impl Containerd {
             let mut grpc = Grpc::new(channel);
             grpc.ready().await?;
             let codec = tonic_prost::ProstCodec::<Q, A>::default();
-            let answer = grpc.unary(tonic::Request::new(request), path.parse()?, codec).await;
+            let answer = grpc
+                .unary(tonic::Request::new(request), path.parse()?, codec)
+                .await;
             let answer = answer.map_err(|status| anyhow::anyhow!("{method}: {status}"))?;
             Ok(answer.into_inner())
         })

@@ -73,7 +73,11 @@ fn remake(
     uid: &str,
     attempt: u32,
 ) -> Result<RuntimePod> {
-    let cgroup = stage.node.cgroup().path().join(format!("kubepods/burstable/pod{uid}"));
+    let cgroup = stage
+        .node
+        .cgroup()
+        .path()
+        .join(format!("kubepods/burstable/pod{uid}"));
     let sandbox = runtime.run_sandbox(name, uid, attempt, host, &cgroup, false)?;
     runtime.run_container(&sandbox, "app")?;
     Ok(RuntimePod {
@@ -104,16 +108,28 @@ fn check_carried(stage: &Stage, client: &RuntimePod, server: &RuntimePod) -> Res
         serde_json::from_str(output.stdout.trim()).with_context(|| format!("no report: {output:?}"))?;
     assert_eq!(report["text"], "ping\n", "{report:#}");
     wait_for("the connection is counted", SOON, || {
-        if stage.carried()? > before { Ok(()) } else { bail!("still {before}") }
+        if stage.carried()? > before {
+            Ok(())
+        } else {
+            bail!("still {before}")
+        }
     })
 }
 
 fn wait_runtime(stage: &Stage, state: &str) -> Result<Value> {
-    wait_for(&format!("the runtime is {state}"), Duration::from_secs(30), || {
-        let status = stage.agent()?.meshctl(&["status"])?;
-        let runtime = status["container_runtime"].clone();
-        if runtime["state"] == state { Ok(runtime) } else { bail!("{runtime}") }
-    })
+    wait_for(
+        &format!("the runtime is {state}"),
+        Duration::from_secs(30),
+        || {
+            let status = stage.agent()?.meshctl(&["status"])?;
+            let runtime = status["container_runtime"].clone();
+            if runtime["state"] == state {
+                Ok(runtime)
+            } else {
+                bail!("{runtime}")
+            }
+        },
+    )
 }
 
 #[test]
@@ -124,7 +140,13 @@ fn sandboxes_of_containerd_are_found_by_its_word_and_the_kernels() -> Result<()>
     })?;
     // The runtime is not there yet: the agent says so, and waits for nothing.
     let down = wait_runtime(&stage, "down")?;
-    assert!(down["detail"].as_str().unwrap_or_default().contains("through /proc"), "{down}");
+    assert!(
+        down["detail"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("through /proc"),
+        "{down}"
+    );
     stage.agent.as_mut().context("no agent")?.wait_ready()?;
     let text = stage.agent()?.meshctl_text(&["check"])?.stdout;
     assert!(text.contains("container runtime"), "{text}");
@@ -135,9 +157,19 @@ fn sandboxes_of_containerd_are_found_by_its_word_and_the_kernels() -> Result<()>
     stage.config.pod(&client.spec(&stage))?;
     stage.config.pod(&server.spec(&stage))?;
     let up = wait_runtime(&stage, "up")?;
-    assert!(up["detail"].as_str().unwrap_or_default().starts_with("containerd "), "{up}");
+    assert!(
+        up["detail"]
+            .as_str()
+            .unwrap_or_default()
+            .starts_with("containerd "),
+        "{up}"
+    );
     let shown = wait_found(&stage, &server)?;
-    assert_eq!(shown["sandbox"]["cgroup"], server.cgroup.to_string_lossy().as_ref(), "{shown:#}");
+    assert_eq!(
+        shown["sandbox"]["cgroup"],
+        server.cgroup.to_string_lossy().as_ref(),
+        "{shown:#}"
+    );
     wait_found(&stage, &client)?;
     let app = serve(&stage, &server)?;
     check_carried(&stage, &client, &server)?;
@@ -170,7 +202,12 @@ fn sandboxes_of_containerd_are_found_by_its_word_and_the_kernels() -> Result<()>
     // A Job: its sandbox is stopped while its document stands.
     runtime.stop_sandbox(&client.sandbox)?;
     let shown = stage.wait("client", |w| w["capture"] == "pending")?;
-    assert!(shown["capture_reason"].as_str().is_some_and(|why| why.contains("no ")), "{shown:#}");
+    assert!(
+        shown["capture_reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("no ")),
+        "{shown:#}"
+    );
     assert!(!client.cgroup.exists() || attached_to(&client.cgroup)?.is_empty());
     Ok(())
 }
@@ -195,7 +232,9 @@ fn a_sandbox_of_containerd_on_the_nodes_network_is_refused() -> Result<()> {
     stage.config.pod(&pod.spec(&stage))?;
     let shown = stage.wait("onhost", |w| w["capture"] == "failed")?;
     assert!(
-        shown["capture_reason"].as_str().is_some_and(|why| why.contains("host network")),
+        shown["capture_reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("host network")),
         "{shown:#}"
     );
     assert!(attached_to(&pod.cgroup)?.is_empty());

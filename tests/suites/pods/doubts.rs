@@ -21,7 +21,11 @@ fn sleeper(stage: &Stage, pod: &KubePod, container: &str, netns: &Netns, first: 
     let name = format!("{}-{container}", pod.pod.name());
     let logs = stage.world.log_dir();
     let start = || Proc::start(&name, &mut command, &logs);
-    if first { in_new_pid_namespace(start) } else { Proc::start(&name, &mut command, &logs) }
+    if first {
+        in_new_pid_namespace(start)
+    } else {
+        Proc::start(&name, &mut command, &logs)
+    }
 }
 
 #[test]
@@ -36,7 +40,10 @@ fn a_sandbox_in_the_nodes_network_namespace_is_never_captured_whatever_its_docum
     assert!(reason(&shown).contains("host network"), "{shown:#}");
     assert_eq!(attached_to(pod.cgroup.path())?.len(), 0);
     let text = stage.agent()?.meshctl_text(&["workloads"])?.success()?;
-    assert!(text.contains("mesh/onhost is not captured: its sandbox is in the node's"), "{text}");
+    assert!(
+        text.contains("mesh/onhost is not captured: its sandbox is in the node's"),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -71,7 +78,10 @@ fn processes_that_do_not_agree_are_a_refusal_until_they_do() -> Result<()> {
     let theirs = sleeper(&stage, &pod, "b", &other, false)?;
     stage.config.pod(&pod.spec())?;
     let shown = stage.wait("unclear", |w| w["capture"] == "failed")?;
-    assert!(reason(&shown).contains("different network namespaces"), "{shown:#}");
+    assert!(
+        reason(&shown).contains("different network namespaces"),
+        "{shown:#}"
+    );
     assert_eq!(attached_to(pod.cgroup.path())?.len(), 0);
     drop(theirs);
     stage.wait_captured_in(&pod)?;
@@ -105,10 +115,16 @@ fn a_cgroup_below_a_container_that_imitates_another_pods_is_not_taken_for_it() -
     stage.wait_captured_in(&hostile)?;
     let victim = uid();
     let own = hostile.container("app")?;
-    for path in [format!("kubepods/pod{victim}/x"), format!("kubepods/burstable/pod{victim}")] {
+    for path in [
+        format!("kubepods/pod{victim}/x"),
+        format!("kubepods/burstable/pod{victim}"),
+    ] {
         let fake = own.child(&path)?;
         let mut command = Command::new("sleep");
-        command.arg("600").in_cgroup(&fake)?.in_netns(hostile.pod.netns())?;
+        command
+            .arg("600")
+            .in_cgroup(&fake)?
+            .in_netns(hostile.pod.netns())?;
         std::mem::forget(fake);
         let name = format!("fake-{}", path.len());
         let logs = stage.world.log_dir();
@@ -138,6 +154,9 @@ fn two_cgroups_that_bear_one_uid_are_a_refusal() -> Result<()> {
     let _other = stage.node.cgroup().child(&path).context("another cgroup")?;
     stage.config.pod(&pod.spec())?;
     let shown = stage.wait("twice", |w| w["capture"] == "failed")?;
-    assert!(reason(&shown).contains("several cgroups bear its uid"), "{shown:#}");
+    assert!(
+        reason(&shown).contains("several cgroups bear its uid"),
+        "{shown:#}"
+    );
     Ok(())
 }

@@ -32,7 +32,10 @@ fn pods_are_found_in_the_layouts_of_both_drivers_and_carried() -> Result<()> {
     let text = stage.agent()?.meshctl_text(&["workloads"])?.success()?;
     assert!(text.contains("yes (proc)"), "{text}");
     let status = stage.agent()?.meshctl_text(&["status"])?.success()?;
-    assert!(status.contains("not asked: pods are found through /proc"), "{status}");
+    assert!(
+        status.contains("not asked: pods are found through /proc"),
+        "{status}"
+    );
     let metrics = stage.agent()?.metrics()?;
     assert_eq!(metrics.sum("mesh_agent_sandboxes_found", &[("by", "proc")]), 4.0);
     Ok(())
@@ -66,7 +69,8 @@ fn without_the_setting_pods_are_not_looked_for_and_annotations_count_with_it_too
 }
 
 #[test]
-fn a_sandbox_that_comes_after_its_document_is_captured_within_moments_and_nothing_waits_for_it() -> Result<()> {
+fn a_sandbox_that_comes_after_its_document_is_captured_within_moments_and_nothing_waits_for_it() -> Result<()>
+{
     let mut stage = Stage::start()?;
     let pod = stage.node.pod(MESH, "late")?;
     let uid = uid();
@@ -94,7 +98,8 @@ fn addresses_that_come_late_and_further_ones_are_waited_for_and_followed() -> Re
     let client = stage.pod("client", Layout::Cgroupfs)?;
     let pod = stage.node.pod(MESH, "server")?;
     let six = pod.ip6().to_string();
-    pod.netns().ip(&["address", "del", &format!("{six}/128"), "dev", "eth0"])?;
+    pod.netns()
+        .ip(&["address", "del", &format!("{six}/128"), "dev", "eth0"])?;
     let mut server = stage.sandbox(pod, Layout::Burstable, &uid())?;
     // First no address, then the first, then both, of which the second is not there yet.
     let full = server.spec();
@@ -111,13 +116,28 @@ fn addresses_that_come_late_and_further_ones_are_waited_for_and_followed() -> Re
         .pod
         .netns()
         .ip(&["address", "add", &format!("{six}/128"), "dev", "eth0", "nodad"])?;
-    server.pod.netns().ip(&["route", "replace", "default", "via", "2001:db8:1::1", "dev", "eth0"]).ok();
+    server
+        .pod
+        .netns()
+        .ip(&[
+            "route",
+            "replace",
+            "default",
+            "via",
+            "2001:db8:1::1",
+            "dev",
+            "eth0",
+        ])
+        .ok();
     stage.wait_captured("server")?;
     server.serve("app")?;
     stage.wait_captured("client")?;
     stage.check_carried(&client, server.pod.ip4())?;
     // An address that no document names is the pod's own all the same.
-    server.pod.netns().ip(&["address", "add", "198.18.1.200/32", "dev", "eth0"])?;
+    server
+        .pod
+        .netns()
+        .ip(&["address", "add", "198.18.1.200/32", "dev", "eth0"])?;
     wait_for("the further address is known", SOON, || {
         let bpf = stage.agent()?.meshctl(&["bpf"])?;
         let text = bpf["pods"].to_string();
@@ -130,5 +150,7 @@ fn addresses_that_come_late_and_further_ones_are_waited_for_and_followed() -> Re
 }
 
 fn says(workload: &serde_json::Value, part: &str) -> bool {
-    workload["capture_reason"].as_str().is_some_and(|why| why.contains(part))
+    workload["capture_reason"]
+        .as_str()
+        .is_some_and(|why| why.contains(part))
 }

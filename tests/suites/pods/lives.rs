@@ -9,7 +9,8 @@ use mesh_tests::harness::{MESH, attached_to, run, wait_for};
 use crate::stage::{KubePod, Layout, SOON, Stage};
 
 #[test]
-fn a_sandbox_made_anew_with_another_namespace_and_address_is_captured_in_place_of_the_old_one() -> Result<()> {
+fn a_sandbox_made_anew_with_another_namespace_and_address_is_captured_in_place_of_the_old_one() -> Result<()>
+{
     let stage = Stage::start()?;
     let client = stage.pod("client", Layout::Cgroupfs)?;
     let mut old = stage.pod("server", Layout::Burstable)?;
@@ -27,7 +28,9 @@ fn a_sandbox_made_anew_with_another_namespace_and_address_is_captured_in_place_o
     spec.name = "server".to_owned();
     stage.config.pod(&spec)?;
     let netns = new.netns()?;
-    stage.wait("server", |w| w["capture"] == "captured" && w["sandbox"]["netns"] == netns.as_str())?;
+    stage.wait("server", |w| {
+        w["capture"] == "captured" && w["sandbox"]["netns"] == netns.as_str()
+    })?;
     let mut new = new;
     new.serve("app2")?;
     stage.check_carried(&client, new.pod.ip4())?;
@@ -62,7 +65,11 @@ fn a_job_ends_by_itself_and_nothing_of_ours_keeps_its_namespace() -> Result<()> 
     // of it yet.
     stage.check_carried(&job, server.pod.ip4())?;
     let name = job.pod.netns().name().to_owned();
-    run(Command::new("ip").args(["netns", "delete", &name]), Duration::from_secs(10))?.success()?;
+    run(
+        Command::new("ip").args(["netns", "delete", &name]),
+        Duration::from_secs(10),
+    )?
+    .success()?;
     job.end();
     wait_namespace_gone(&stage, &job)?;
     let shown = stage.wait("job", |w| w["capture"] == "pending")?;
@@ -93,7 +100,11 @@ fn init_containers_containers_and_ephemeral_ones_are_captured_alike() -> Result<
         let text = pod.exchange_from(container, target)?;
         assert_eq!(text, "ping\n", "{container}");
         wait_for(container, SOON, || {
-            if stage.carried()? > before { Ok(()) } else { bail!("still {before}") }
+            if stage.carried()? > before {
+                Ok(())
+            } else {
+                bail!("still {before}")
+            }
         })
     };
     check(&pod, "init-1")?;
@@ -112,7 +123,10 @@ fn init_containers_containers_and_ephemeral_ones_are_captured_alike() -> Result<
 #[test]
 fn after_a_reboot_all_pods_are_found_with_new_namespaces_and_processes() -> Result<()> {
     let mut stage = Stage::start()?;
-    let mut pods = vec![stage.pod("a", Layout::Burstable)?, stage.pod("b", Layout::Systemd)?];
+    let mut pods = vec![
+        stage.pod("a", Layout::Burstable)?,
+        stage.pod("b", Layout::Systemd)?,
+    ];
     for pod in &pods {
         stage.wait_captured_in(pod)?;
     }
@@ -138,7 +152,9 @@ fn after_a_reboot_all_pods_are_found_with_new_namespaces_and_processes() -> Resu
     for pod in &again {
         stage.wait_captured_in(pod)?;
     }
-    let [a, b] = again.as_mut_slice() else { bail!("two pods") };
+    let [a, b] = again.as_mut_slice() else {
+        bail!("two pods")
+    };
     b.serve("app")?;
     stage.check_carried(a, b.pod.ip4())
 }
@@ -176,7 +192,11 @@ fn a_pod_that_is_deleted_is_released_and_its_namespace_goes() -> Result<()> {
     stage.wait_captured_in(&pod)?;
     stage.config.remove("pod-gone")?;
     wait_for("the pod is released", SOON, || {
-        if attached_to(pod.cgroup.path())?.is_empty() { Ok(()) } else { bail!("programs are attached") }
+        if attached_to(pod.cgroup.path())?.is_empty() {
+            Ok(())
+        } else {
+            bail!("programs are attached")
+        }
     })?;
     run(
         Command::new("ip").args(["netns", "delete", pod.pod.netns().name()]),

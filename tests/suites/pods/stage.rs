@@ -88,7 +88,12 @@ impl Stage {
 
     /// The agent, to be adapted.
     pub(crate) fn builder(&self) -> Result<AgentBuilder> {
-        let below = self.node.cgroup().path().strip_prefix(cgroup2_mount()?)?.to_owned();
+        let below = self
+            .node
+            .cgroup()
+            .path()
+            .strip_prefix(cgroup2_mount()?)?
+            .to_owned();
         Ok(Agent::builder(&self.world, &self.node, &self.config)
             .arg("--pods-discover", "true")
             .arg("--pods-cri-socket", "off")
@@ -157,7 +162,10 @@ impl Stage {
 
     /// Connections that the agent carried.
     pub(crate) fn carried(&self) -> Result<f64> {
-        Ok(self.agent()?.metrics()?.sum("istio_tcp_connections_opened_total", &[]))
+        Ok(self
+            .agent()?
+            .metrics()?
+            .sum("istio_tcp_connections_opened_total", &[]))
     }
 
     /// Checks that what `client` connects to at `server` is carried by the agent.
@@ -214,7 +222,10 @@ impl KubePod {
 
     /// The cgroup of one of its containers.
     pub(crate) fn container(&self, name: &str) -> Result<Cgroup> {
-        let id = format!("{:0>64}", name.bytes().map(|c| format!("{c:02x}")).collect::<String>());
+        let id = format!(
+            "{:0>64}",
+            name.bytes().map(|c| format!("{c:02x}")).collect::<String>()
+        );
         self.cgroup.child(&self.layout.container(&id))
     }
 
@@ -252,8 +263,8 @@ impl KubePod {
         let target = std::net::SocketAddr::new(server, 8080).to_string();
         command.args(["connect", &target, "exchange", "--timeout", "3000"]);
         let output = run(&mut command, Duration::from_secs(20))?;
-        let report: Value = serde_json::from_str(output.stdout.trim())
-            .with_context(|| format!("no report: {output:?}"))?;
+        let report: Value =
+            serde_json::from_str(output.stdout.trim()).with_context(|| format!("no report: {output:?}"))?;
         Ok(report["text"].as_str().unwrap_or_default().to_owned())
     }
 

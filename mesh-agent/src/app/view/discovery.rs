@@ -25,7 +25,10 @@ fn sandbox_entry(sandbox: &SandboxStatus) -> SandboxEntry {
 pub(super) fn container_runtime(status: &DiscoveryStatus) -> Option<ContainerRuntime> {
     use capture::RuntimeState::{Asking, Down, Off, Up};
     let (state, detail) = match &status.runtime {
-        Off => (RuntimeState::Off, "not asked: pods are found through /proc".to_owned()),
+        Off => (
+            RuntimeState::Off,
+            "not asked: pods are found through /proc".to_owned(),
+        ),
         Asking => (RuntimeState::Asking, "its answer is still to come".to_owned()),
         Up { socket, name } => (RuntimeState::Up, format!("{name} at {}", socket.display())),
         Down { why } => (RuntimeState::Down, format!("pods are found through /proc: {why}")),
@@ -35,7 +38,13 @@ pub(super) fn container_runtime(status: &DiscoveryStatus) -> Option<ContainerRun
 
 /// For the metrics.
 pub(super) fn reading(status: &DiscoveryStatus) -> DiscoveryReading {
-    let count = |by: FoundBy| status.sandboxes.values().filter(|sandbox| sandbox.by == by).count() as u64;
+    let count = |by: FoundBy| {
+        status
+            .sandboxes
+            .values()
+            .filter(|sandbox| sandbox.by == by)
+            .count() as u64
+    };
     let runtime = container_runtime(status).map(|runtime| runtime.state);
     DiscoveryReading {
         found: FoundBy::ALL.map(|by| (by.as_str(), count(by))).into(),

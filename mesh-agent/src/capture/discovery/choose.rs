@@ -58,7 +58,10 @@ pub(super) fn choose(processes: &[Process], said: Option<u32>) -> Choice {
         }
         *elsewhere.entry(other.netns).or_default() += 1;
     }
-    let with_first = inits.iter().filter(|process| process.netns == first.netns).count();
+    let with_first = inits
+        .iter()
+        .filter(|process| process.netns == first.netns)
+        .count();
     match elsewhere.values().max() {
         Some(many) if *many > with_first => Choice::Doubt(format!(
             "its first process {} is in another network namespace than most of its containers",

@@ -121,8 +121,7 @@ impl Discovery {
         uids: impl IntoIterator<Item = &'a str>,
         now: Instant,
     ) -> BTreeMap<&'a str, Outcome> {
-        let asked: Vec<(&str, Option<PodKey>)> =
-            uids.into_iter().map(|uid| (uid, PodKey::of(uid))).collect();
+        let asked: Vec<(&str, Option<PodKey>)> = uids.into_iter().map(|uid| (uid, PodKey::of(uid))).collect();
         let keys: BTreeSet<PodKey> = asked.iter().filter_map(|(_, key)| key.clone()).collect();
         self.known.retain(|key, _| keys.contains(key));
         let view = self.runtimes.view();
@@ -224,12 +223,7 @@ impl Discovery {
     }
 
     /// A look at one pod. One that was found before stays where it was for as long as that cannot be excluded.
-    fn look(
-        &self,
-        key: &PodKey,
-        places: &Result<Places, String>,
-        claim: Option<&Claim>,
-    ) -> Outcome {
+    fn look(&self, key: &PodKey, places: &Result<Places, String>, claim: Option<&Claim>) -> Outcome {
         let known = self.known.get(key).map(|known| &known.sandbox);
         let stay = |otherwise: Outcome| {
             known

@@ -200,7 +200,11 @@ mod tests {
     fn the_name_of_a_process_does_not_move_the_fields_behind_it() {
         let fields = "S 4242 100 100 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 1";
         for name in ["pause", "a) S 1 1 (b", "a b c", ") R 1"] {
-            assert_eq!(parse_stat(&format!("7 ({name}) {fields}")), Some((987_654, 4242)), "{name}");
+            assert_eq!(
+                parse_stat(&format!("7 ({name}) {fields}")),
+                Some((987_654, 4242)),
+                "{name}"
+            );
         }
         for text in ["", "7 (x)", "7 (x) S", "7 (x) S one"] {
             assert_eq!(parse_stat(text), None, "{text:?}");
@@ -222,8 +226,14 @@ mod tests {
         let proc = Procfs::at("/proc".into());
         let me = proc.process(std::process::id()).unwrap();
         assert!(proc.still(&me));
-        assert!(!proc.still(&Process { start: me.start + 1, ..me.clone() }));
-        assert!(!proc.still(&Process { netns: me.netns + 1, ..me }));
+        assert!(!proc.still(&Process {
+            start: me.start + 1,
+            ..me.clone()
+        }));
+        assert!(!proc.still(&Process {
+            netns: me.netns + 1,
+            ..me
+        }));
     }
 
     #[test]

@@ -172,7 +172,10 @@ mod tests {
         assert!(tree.find(&keys(&[A]), now).unwrap().is_empty());
         assert!(tree.is_empty());
         let a = make(root.path(), &format!("node-a/kubepods/burstable/pod{A}"));
-        make(root.path(), &format!("node-a/kubepods/besteffort/pod{B}/kubepods/pod{A}"));
+        make(
+            root.path(),
+            &format!("node-a/kubepods/besteffort/pod{B}/kubepods/pod{A}"),
+        );
         // Not before the next walk is due, and then at once.
         assert!(tree.find(&keys(&[A]), now).unwrap().is_empty());
         let found = tree.find(&keys(&[A]), now + Duration::from_secs(60)).unwrap();
@@ -186,7 +189,10 @@ mod tests {
     fn two_cgroups_of_one_uid_are_both_told() {
         let root = tempfile::tempdir().unwrap();
         make(root.path(), &format!("kubepods/pod{A}"));
-        make(root.path(), &format!("system.slice/docker-1.scope/kubepods/pod{A}"));
+        make(
+            root.path(),
+            &format!("system.slice/docker-1.scope/kubepods/pod{A}"),
+        );
         let mut tree = Tree::new(root.path().to_owned());
         let found = tree.find(&keys(&[A]), Instant::now()).unwrap();
         assert_eq!(found.values().map(Vec::len).collect::<Vec<_>>(), [2]);

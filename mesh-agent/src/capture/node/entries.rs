@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use mesh_core::model::WorkloadUid;
 use mesh_common::{Addr, BANKS, MAX_PODS, MAX_WORKERS, OwnKey, PodEntry, Role, listener_index};
+use mesh_core::model::WorkloadUid;
 
 use super::{Capture, State};
 use crate::capture::Listener;

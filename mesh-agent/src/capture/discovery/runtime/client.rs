@@ -133,7 +133,10 @@ impl Client {
             verbose: true,
         };
         let answer: PodSandboxStatusResponse = self.call("PodSandboxStatus", request).await?;
-        Ok(answer.info.get("info").map_or_else(Details::default, |text| read(text)))
+        Ok(answer
+            .info
+            .get("info")
+            .map_or_else(Details::default, |text| read(text)))
     }
 
     async fn call<Q, A>(&mut self, method: &'static str, request: Q) -> Result<A, CallError>
@@ -160,8 +163,14 @@ impl Client {
 /// What of the details is understood; nothing, where a runtime writes something else.
 fn read(text: &str) -> Details {
     let info: Info = serde_json::from_str(text).unwrap_or_default();
-    let namespaces = info.runtime_spec.and_then(|spec| spec.linux).unwrap_or_default().namespaces;
-    let network = namespaces.into_iter().find(|namespace| namespace.kind == "network");
+    let namespaces = info
+        .runtime_spec
+        .and_then(|spec| spec.linux)
+        .unwrap_or_default()
+        .namespaces;
+    let network = namespaces
+        .into_iter()
+        .find(|namespace| namespace.kind == "network");
     Details {
         pid: info.pid.filter(|pid| *pid > 0),
         netns: network.and_then(|namespace| namespace.path),
@@ -177,7 +186,10 @@ mod tests {
         let containerd = r#"{"pid":4242,"processStatus":"running","netNamespaceClosed":false,"image":"pause","runtimeSpec":
             {"ociVersion":"1.0.2","process":{"args":["/pause"]},"linux":{"namespaces":[{"type":"pid"},
             {"type":"network","path":"/var/run/netns/cni-1"}],"cgroupsPath":"/kubepods/podx/y"}}}"#;
-        let expected = Details { pid: Some(4242), netns: Some("/var/run/netns/cni-1".into()) };
+        let expected = Details {
+            pid: Some(4242),
+            netns: Some("/var/run/netns/cni-1".into()),
+        };
         assert_eq!(read(containerd), expected);
         let crio = r#"{"image":"pause","pid":4242,"runtimeSpec":{"linux":{"namespaces":
             [{"type":"network","path":"/var/run/netns/cni-1"}]}}}"#;
@@ -186,11 +198,25 @@ mod tests {
 
     #[test]
     fn what_a_runtime_does_not_say_is_not_made_up() {
-        for text in ["", "null", "[]", "{}", r#"{"pid":-1}"#, r#"{"pid":"7"}"#, r#"{"runtimeSpec":7}"#] {
+        for text in [
+            "",
+            "null",
+            "[]",
+            "{}",
+            r#"{"pid":-1}"#,
+            r#"{"pid":"7"}"#,
+            r#"{"runtimeSpec":7}"#,
+        ] {
             assert_eq!(read(text), Details::default(), "{text}");
         }
         assert_eq!(read(r#"{"pid":0}"#), Details::default());
         let host = r#"{"pid":7,"runtimeSpec":{"linux":{"namespaces":[{"type":"pid"}]}}}"#;
-        assert_eq!(read(host), Details { pid: Some(7), netns: None });
+        assert_eq!(
+            read(host),
+            Details {
+                pid: Some(7),
+                netns: None
+            }
+        );
     }
 }

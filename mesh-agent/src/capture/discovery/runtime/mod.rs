@@ -55,7 +55,10 @@ impl Claim {
         let said = match self.pid {
             Some(_) => processes.iter().filter(named).find(in_place),
             // Which process does not matter, as long as it is in that namespace.
-            None if self.netns.is_some() => processes.iter().filter(in_place).min_by_key(|process| process.start),
+            None if self.netns.is_some() => processes
+                .iter()
+                .filter(in_place)
+                .min_by_key(|process| process.start),
             None => None,
         };
         said.map(|process| process.pid)
@@ -151,7 +154,10 @@ async fn follow(sockets: Vec<PathBuf>, runtimes: Arc<Runtimes>) {
             Err(why) => why,
         };
         if why != told {
-            warn!(why, "the container runtime does not answer: pods are found through /proc");
+            warn!(
+                why,
+                "the container runtime does not answer: pods are found through /proc"
+            );
             told.clone_from(&why);
         }
         runtimes.publish(View {
@@ -177,7 +183,10 @@ async fn reach(sockets: &[PathBuf]) -> Result<(PathBuf, String, Client), String>
         }
     }
     if faults.is_empty() {
-        let looked: Vec<String> = sockets.iter().map(|socket| socket.display().to_string()).collect();
+        let looked: Vec<String> = sockets
+            .iter()
+            .map(|socket| socket.display().to_string())
+            .collect();
         return Err(format!("no socket is there (looked for {})", looked.join(", ")));
     }
     Err(faults.join("; "))
@@ -203,7 +212,11 @@ async fn read_on(client: &mut Client, socket: &Path, name: &str, runtimes: &Runt
             Err(error) => return error,
         };
         let changed = runtimes.view().claims != claims;
-        spacing = if changed { SPACING.0 } else { (spacing * 2).min(SPACING.1) };
+        spacing = if changed {
+            SPACING.0
+        } else {
+            (spacing * 2).min(SPACING.1)
+        };
         runtimes.publish(View {
             state: RuntimeState::Up {
                 socket: socket.to_owned(),
@@ -244,7 +257,13 @@ async fn claims(
             }
         };
         let netns = known.netns.as_deref().and_then(inode);
-        claims.insert(pod, Claim { pid: known.pid, netns });
+        claims.insert(
+            pod,
+            Claim {
+                pid: known.pid,
+                netns,
+            },
+        );
     }
     Ok(claims)
 }
