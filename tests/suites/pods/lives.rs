@@ -34,8 +34,6 @@ fn a_sandbox_made_anew_with_another_namespace_and_address_is_captured_in_place_o
     let mut new = new;
     new.serve("app2")?;
     stage.check_carried(&client, new.pod.ip4())?;
-    // The cgroup is one for both.
-    std::mem::forget(old.cgroup.path().to_owned());
     Ok(())
 }
 
@@ -172,8 +170,8 @@ fn a_restart_and_an_upgrade_find_the_pods_again_and_keep_them() -> Result<()> {
     stage.agent = Some(agent.restart()?);
     stage.wait_captured_in(&server)?;
     stage.check_carried(&client, server.pod.ip4())?;
-    let log = stage.agent()?.log();
-    assert!(log.contains("adopted=true"), "{log}");
+    let bpf = stage.agent()?.meshctl(&["bpf"])?;
+    assert_eq!(bpf["adopted"], true, "{bpf:#}");
     // An upgrade.
     let mut old = stage.agent.take().context("no agent")?;
     stage.agent = Some(old.successor().start()?);
