@@ -69,6 +69,7 @@ pub fn capture_options(settings: &Settings) -> CaptureOptions {
         workers: settings.workers,
         kubelet_cgroup: settings.kubelet_cgroup.clone(),
         allow_exclusions: settings.allow_exclusions,
+        discovery: settings.discovery.clone(),
     }
 }
 

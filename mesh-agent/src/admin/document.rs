@@ -3,6 +3,7 @@
 //! Times are RFC 3339 in UTC; durations are seconds; bytes are counted as in Istio's metrics (`received` are the client's).
 
 mod connections;
+mod discovery;
 mod kernel;
 mod policy;
 
@@ -15,6 +16,7 @@ pub use connections::{
     ConnectionEntry, ConnectionFilter, Connections, Direction, OlderConnectionEntry, OlderConnections,
     PartyEntry, SecurityState,
 };
+pub use discovery::{ContainerRuntime, RuntimeState, SandboxEntry};
 pub use kernel::{
     Bpf, BpfEvent, BpfEventEntry, BpfEvents, BpfForeign, BpfLink, BpfLog, BpfLogWanted, BpfMap, BpfPod,
     BpfProgram,
@@ -62,6 +64,9 @@ pub struct Status {
     pub certificates: CertificateCounts,
     /// Documents that are rejected at present.
     pub rejections: usize,
+    /// The container runtime; absent where pods are not looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_runtime: Option<ContainerRuntime>,
 }
 
 /// An agent that was relieved and drains.
@@ -189,6 +194,9 @@ pub struct WorkloadEntry {
     /// Why it is not captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture_reason: Option<String>,
+    /// Where it lives, as far as this agent knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxEntry>,
     /// What plaintext it accepts where no port says otherwise: `STRICT` or `PERMISSIVE`.
     pub mtls: String,
     /// The policy that says so; absent for the default.

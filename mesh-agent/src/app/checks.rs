@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::admin::document::{
     Bpf, BpfForeign, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level,
-    OlderConnections, Status, WorkloadEntry, Workloads,
+    OlderConnections, RuntimeState, Status, WorkloadEntry, Workloads,
 };
 use crate::capture::{KubeletError, ProbePassage};
 use crate::telemetry::traffic::Room;
@@ -36,6 +36,7 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
         readiness(&facts.status),
         configuration(&facts.status),
         pods(&facts.workloads),
+        container_runtime(&facts.status),
         certificates(&facts.certificates),
         maps(&facts.bpf),
         shadowed_ports(&facts.bpf),
@@ -165,6 +166,25 @@ fn pods(workloads: &Workloads) -> Check {
         level,
         detail,
         "set right what each line names; it is tried again by itself",
+    )
+}
+
+/// Pods are found without it, too: it matters where a pod's processes are in several network namespaces.
+fn container_runtime(status: &Status) -> Check {
+    let name = "container runtime";
+    let Some(runtime) = &status.container_runtime else {
+        let detail = "pods are not looked for: annotations say where they live".to_owned();
+        return check(name, Level::Ok, detail, "");
+    };
+    let level = match runtime.state {
+        RuntimeState::Off | RuntimeState::Up => Level::Ok,
+        RuntimeState::Asking | RuntimeState::Down => Level::Warn,
+    };
+    check(
+        name,
+        level,
+        runtime.detail.clone(),
+        "name its socket with --pods-cri-socket, or `off` if there is none",
     )
 }
 

@@ -34,6 +34,7 @@ use self::kernel::{bpf, bpf_event, bpf_log, event_reports, map_fill};
 use super::checks;
 use super::descriptors::Descriptors;
 
+mod discovery;
 mod kernel;
 mod policy;
 mod uncaptured;
@@ -87,6 +88,7 @@ impl AgentView {
             affinity: self.affinity.status(),
             event_reports: event_reports(&self.capture.event_tallies()),
             debug_log: self.capture.debug_log().is_some(),
+            discovery: discovery::reading(&self.capture.discovery()),
             budgets: self.workers.usage().into_iter().map(budget_reading).collect(),
             handovers: self.handovers.counts().by_result().into(),
         }
@@ -158,6 +160,7 @@ impl View for AgentView {
             sessions: session_counts(self.affinity.status()),
             certificates: certificate_counts(&self.identities.status()),
             rejections: snapshot.diagnostics().rejections.len(),
+            container_runtime: discovery::container_runtime(&self.capture.discovery()),
         }
     }
 
@@ -165,6 +168,7 @@ impl View for AgentView {
         let snapshot = self.snapshots.load();
         let mut all = workloads(&snapshot, &self.capture.states(), &self.workers.usage());
         uncaptured::describe(&mut all, &snapshot, &self.capture);
+        discovery::describe(&mut all, &self.capture.discovery());
         all
     }
 
@@ -304,7 +308,7 @@ fn pods_to_wait_for(
             let captured = match states.get(&workload.uid) {
                 Some(capture::CaptureState::Captured) => Ok(()),
                 Some(capture::CaptureState::Pending(why)) => Err(why.clone()),
-                Some(capture::CaptureState::Refused(_)) => return None,
+                Some(capture::CaptureState::Refused(_) | capture::CaptureState::Absent(_)) => return None,
                 None => Err("not tried yet".to_owned()),
             };
             let certificate = certificates
@@ -347,7 +351,9 @@ fn capture_state(
     }
     match states.get(&workload.uid) {
         Some(capture::CaptureState::Captured) => (CaptureState::Captured, None),
-        Some(capture::CaptureState::Pending(why)) => (CaptureState::Pending, Some(why.clone())),
+        Some(capture::CaptureState::Pending(why) | capture::CaptureState::Absent(why)) => {
+            (CaptureState::Pending, Some(why.clone()))
+        }
         Some(capture::CaptureState::Refused(why)) => (CaptureState::Failed, Some(why.clone())),
         None => (CaptureState::Pending, Some("not tried yet".to_owned())),
     }
@@ -385,6 +391,7 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates, usage: &BTreeMap<Workl
             mtls_policy: mtls
                 .and_then(|decision| decision.decided_by.as_ref())
                 .map(ToString::to_string),
+            sandbox: None,
             uncaptured: Default::default(),
         }
     };

@@ -27,6 +27,15 @@ impl Cgroup2 {
         Self::among(table, named).ok_or(CaptureError::NoCgroup2)
     }
 
+    /// A directory that stands for the mount of a whole hierarchy.
+    #[cfg(test)]
+    pub(super) fn at(mount: &Path) -> Self {
+        Self {
+            mount: mount.to_owned(),
+            root: "/".into(),
+        }
+    }
+
     /// The one of these mounts that is meant: on a hybrid host the hierarchies of version 1 are mounted beside it.
     fn among(table: Vec<Mount>, named: Option<&Path>) -> Option<Self> {
         let mut candidates = table.into_iter().filter(|m| m.kind == "cgroup2");

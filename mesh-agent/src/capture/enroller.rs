@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::model::{Workload, WorkloadUid};
+use mesh_core::model::WorkloadUid;
 use mesh_core::plan;
 use mesh_core::snapshot::Snapshot;
 use tokio::task::JoinHandle;
@@ -13,11 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::PodServer;
+use super::discovery::{self, Discovery, DiscoveryStatus, Follower, Runtimes, Sandbox};
 use super::enrolled;
 use super::error::EnrolError;
+use super::local::Local;
 use super::node::{Capture, CaptureState};
 use super::pod::{PodSpec, Rules};
 use super::sys::async_readable;
+use crate::settings;
 use crate::state::SnapshotCell;
 
 /// How often captured pods are looked at for namespaces and cgroups that were made anew, and the longest wait for what is missing.
@@ -35,30 +38,65 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut versions = snapshots.watch();
+    let settings = capture.options().discovery.clone();
+    let runtimes = Arc::<Runtimes>::default();
+    let start = || Follower::start(&settings.cri_socket, &runtimes);
+    let _follower = settings.on.then(start).flatten();
     let mut enroller = Enroller::new(capture, server);
+    if settings.on {
+        enroller.discover(&settings, runtimes);
+    }
     loop {
         versions.mark_unchanged();
         let snapshot = snapshots.load();
-        let Ok(next) = tokio::task::spawn_blocking(move || {
-            let local = Local::of(&snapshot, &enroller.capture.options().node_name);
-            enroller.tell_enrolled(&snapshot);
+        let pass = move || {
             let now = Instant::now();
+            enroller.tell_enrolled(&snapshot);
+            let local = Local::of(
+                &snapshot,
+                &enroller.capture.options().node_name,
+                enroller.discovery.as_mut(),
+                now,
+            );
             enroller.pass(&local, now);
             enroller.see_to_what_passes(&snapshot, now);
             enroller
-        })
-        .await
-        else {
+        };
+        let Ok(next) = tokio::task::spawn_blocking(pass).await else {
             warn!("a pass over the local pods has panicked: enrolment stops, captured pods stay captured");
             return;
         };
         enroller = next;
         enroller.watch_addresses();
-        let wait = enroller.next_wait(Instant::now());
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            changed = versions.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(wait) => {}
+        let until = Instant::now() + enroller.next_wait(Instant::now());
+        loop {
+            let wait = enroller.next_look(Instant::now(), until);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = versions.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(wait) => {}
+            }
+            if Instant::now() >= until {
+                break;
+            }
+            let look = move || {
+                let news = enroller
+                    .discovery
+                    .as_mut()
+                    .is_some_and(|d| d.has_news(Instant::now()));
+                (enroller, news)
+            };
+            let Ok((next, news)) = tokio::task::spawn_blocking(look).await else {
+                warn!("a look for sandboxes has panicked: enrolment stops, captured pods stay captured");
+                return;
+            };
+            enroller = next;
+            if news {
+                break;
+            }
         }
     }
 }
@@ -96,43 +134,6 @@ fn steps(
     releases.chain(enrolments).collect()
 }
 
-/// The enrolled workloads of this node.
-#[derive(Debug, Default)]
-pub(super) struct Local {
-    /// Those that say where they live.
-    placed: BTreeMap<WorkloadUid, PodSpec>,
-    /// Those that do not.
-    unplaced: Vec<WorkloadUid>,
-    /// Whether any configuration has been read yet.
-    known: bool,
-}
-
-impl Local {
-    fn of(snapshot: &Snapshot, node: &str) -> Self {
-        let is_local = |w: &&Arc<Workload>| w.node == node && w.enrolment.is_enrolled() && !w.host_network;
-        let mut local = Self {
-            known: snapshot.version() > 0,
-            ..Self::default()
-        };
-        for workload in snapshot.workloads().filter(is_local) {
-            match PodSpec::of(workload) {
-                Some(spec) => drop(local.placed.insert(spec.uid.clone(), spec)),
-                None => local.unplaced.push(workload.uid.clone()),
-            }
-        }
-        local
-    }
-
-    #[cfg(test)]
-    pub(super) fn of_specs(specs: impl IntoIterator<Item = PodSpec>) -> Self {
-        Self {
-            placed: specs.into_iter().map(|spec| (spec.uid.clone(), spec)).collect(),
-            unplaced: Vec::new(),
-            known: true,
-        }
-    }
-}
-
 /// A workload that could not be captured.
 #[derive(Debug)]
 struct Failure {
@@ -154,6 +155,8 @@ struct Enroller {
     judged: u64,
     /// The snapshot whose enrolled addresses the kernel knows.
     told: Option<u64>,
+    /// Finds pods that do not say where they live, where that is wanted.
+    discovery: Option<Discovery>,
 }
 
 impl Enroller {
@@ -166,6 +169,18 @@ impl Enroller {
             leftovers: true,
             judged: 0,
             told: None,
+            discovery: None,
+        }
+    }
+
+    /// From now on, looks for pods that do not say where they live.
+    fn discover(&mut self, settings: &settings::Discovery, runtimes: Arc<Runtimes>) {
+        let cgroup2 = self.capture.cgroup2.clone();
+        match Discovery::new(settings, cgroup2, runtimes) {
+            Ok(discovery) => self.discovery = Some(discovery),
+            Err(error) => {
+                warn!(%error, "pods are not looked for: the agent cannot look at its own network namespace")
+            }
         }
     }
 
@@ -187,14 +202,17 @@ impl Enroller {
         for step in steps(&local.placed, &self.capture.captured()) {
             match step {
                 Step::Release(uid) => self.capture.release(&uid, &*self.server),
-                Step::Enrol(spec) => self.try_enrol(spec, now),
+                Step::Enrol(spec) => {
+                    let sandbox = local.found.get(&spec.uid);
+                    self.try_enrol(spec, sandbox, now);
+                }
             }
         }
         self.failures.retain(|uid, _| local.placed.contains_key(uid));
         self.report(local);
         let settled = |f: &Failure| matches!(f.state, CaptureState::Refused(_));
         let may_drop = local.known && self.capture.may_drop_leftovers();
-        if self.leftovers && may_drop && self.failures.values().all(settled) {
+        if self.leftovers && may_drop && !local.is_open() && self.failures.values().all(settled) {
             self.capture.drop_leftovers();
             self.leftovers = false;
         }
@@ -221,7 +239,7 @@ impl Enroller {
         });
     }
 
-    fn try_enrol(&mut self, spec: PodSpec, now: Instant) {
+    fn try_enrol(&mut self, spec: PodSpec, sandbox: Option<&Sandbox>, now: Instant) {
         let before = self
             .failures
             .get(&spec.uid)
@@ -229,7 +247,7 @@ impl Enroller {
         if before.is_some_and(|failure| now < failure.again) {
             return;
         }
-        let Err(error) = self.capture.enrol(&spec, &*self.server) else {
+        let Err(error) = self.enrol(&spec, sandbox) else {
             self.failures.remove(&spec.uid);
             return;
         };
@@ -251,6 +269,18 @@ impl Enroller {
         self.failures.insert(failure.spec.uid.clone(), failure);
     }
 
+    /// The namespace of a sandbox is open for as long as this takes, and no longer unless the pod is captured.
+    fn enrol(&self, spec: &PodSpec, sandbox: Option<&Sandbox>) -> Result<(), EnrolError> {
+        let open = |(sandbox, discovery): (&Sandbox, &Discovery)| {
+            discovery.open(sandbox).map_err(|source| EnrolError::Netns {
+                path: spec.netns.clone(),
+                source,
+            })
+        };
+        let netns = sandbox.zip(self.discovery.as_ref()).map(open).transpose()?;
+        self.capture.enrol_in(spec, netns, &*self.server)
+    }
+
     fn report(&self, local: &Local) {
         let captured = self.capture.captured();
         let mut states: BTreeMap<WorkloadUid, CaptureState> = BTreeMap::new();
@@ -260,11 +290,22 @@ impl Enroller {
             let unknown = || CaptureState::Pending("not tried yet".into());
             states.insert(uid.clone(), failure.or(present).unwrap_or_else(unknown));
         }
-        for uid in &local.unplaced {
-            let why = "it says neither mesh-agent.io/netns nor mesh-agent.io/cgroup";
-            states.insert(uid.clone(), CaptureState::Refused(why.into()));
-        }
+        states.extend(
+            local
+                .unplaced
+                .iter()
+                .map(|(uid, state)| (uid.clone(), state.clone())),
+        );
         self.capture.report(states);
+        self.capture.report_discovery(DiscoveryStatus {
+            on: self.discovery.is_some(),
+            runtime: self
+                .discovery
+                .as_ref()
+                .map(Discovery::runtime)
+                .unwrap_or_default(),
+            sandboxes: local.sandboxes(),
+        });
     }
 
     /// One task per captured pod, which follows the addresses of its namespace.
@@ -283,6 +324,17 @@ impl Enroller {
                 let watcher = Watcher::start(Arc::clone(&self.capture), uid.clone(), changes);
                 self.watchers.insert(uid, watcher);
             }
+        }
+    }
+
+    /// How long until the next look for sandboxes that are waited for, or until the pass that is due at `until`.
+    fn next_look(&self, now: Instant, until: Instant) -> Duration {
+        let left = until.saturating_duration_since(now);
+        let is_waiting = self.discovery.as_ref().is_some_and(Discovery::is_waiting);
+        if is_waiting {
+            left.min(discovery::LOOK)
+        } else {
+            left
         }
     }
 

@@ -28,7 +28,8 @@ const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
 pub(super) struct Netns {
     file: File,
     home: File,
-    path: PathBuf,
+    /// Where it was opened; `None` for one that was found by a process of the pod.
+    path: Option<PathBuf>,
     cookie: u64,
 }
 
@@ -44,10 +45,19 @@ pub(super) struct Interfaces {
 impl Netns {
     /// Opens the namespace at `path`.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Self::of(File::open(path)?, Some(path.to_owned()))
+    }
+
+    /// The namespace that `file` is. It is known by nothing else: whoever found it says when it is not the pod's any more.
+    pub(super) fn opened(file: File) -> io::Result<Self> {
+        Self::of(file, None)
+    }
+
+    fn of(file: File, path: Option<PathBuf>) -> io::Result<Self> {
         let mut netns = Self {
-            file: File::open(path)?,
+            file,
             home: File::open("/proc/thread-self/ns/net")?,
-            path: path.to_owned(),
+            path,
             cookie: 0,
         };
         let probe = netns.within(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
@@ -85,9 +95,10 @@ impl Netns {
         Ok(self.file.metadata()?.ino() == self.home.metadata()?.ino())
     }
 
-    /// Whether its path still leads to it.
+    /// Whether its path, where it has one, still leads to it.
     pub(super) fn is_current(&self) -> bool {
-        let same = || Some(std::fs::metadata(&self.path).ok()?.ino() == self.file.metadata().ok()?.ino());
+        let Some(path) = &self.path else { return true };
+        let same = || Some(std::fs::metadata(path).ok()?.ino() == self.file.metadata().ok()?.ino());
         same().unwrap_or(false)
     }
 

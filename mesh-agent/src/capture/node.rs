@@ -4,11 +4,13 @@
 mod entries;
 mod options;
 mod passes;
+mod reports;
 mod started;
 mod succession;
 mod unload;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -23,6 +25,7 @@ use tracing::{info, warn};
 use super::bpffs::{NodeDir, Run};
 use super::cgroup::{AgentCgroup, Cgroup2, PodCgroup};
 use super::debug_log::DebugLog;
+use super::discovery::DiscoveryStatus;
 use super::error::{CaptureError, EnrolError};
 use super::events::{Book, Predecessors};
 use super::flows::KernelFlows;
@@ -61,6 +64,7 @@ pub struct Capture {
     predecessors: Mutex<Predecessors>,
     delivery: Mutex<Option<OwnedFd>>,
     state: Mutex<State>,
+    discovery: Mutex<DiscoveryStatus>,
     /// How the agent began.
     beginning: Beginning,
     /// No other agent of this node carries new connections.
@@ -161,6 +165,7 @@ impl Capture {
             predecessors: Mutex::new(Predecessors::open(&leftovers)),
             delivery: Mutex::new(Some(delivery)),
             state: Mutex::default(),
+            discovery: Mutex::default(),
             options,
             cgroup2,
             agent_cgroup,
@@ -205,7 +210,18 @@ impl Capture {
     /// # Errors
     /// The pod is left as it was; see [`EnrolError::is_pending`].
     pub fn enrol(&self, spec: &PodSpec, server: &dyn PodServer) -> Result<(), EnrolError> {
-        let place = Place::find(spec, |path| self.cgroup2.open_pod(path, self.agent_cgroup.path()))?;
+        self.enrol_in(spec, None, server)
+    }
+
+    /// As [`enrol`](Self::enrol), for a pod whose network namespace was found and opened, and has no path.
+    pub(super) fn enrol_in(
+        &self,
+        spec: &PodSpec,
+        netns: Option<File>,
+        server: &dyn PodServer,
+    ) -> Result<(), EnrolError> {
+        let open_cgroup = |path: &str| self.cgroup2.open_pod(path, self.agent_cgroup.path());
+        let place = Place::find(spec, netns, open_cgroup)?;
         self.refuse_strays(&place)?;
         let mut state = self.state();
         if let Some(present) = state.pods.get(&spec.uid) {
@@ -235,7 +251,7 @@ impl Capture {
             .netns
             .inode()
             .map_err(EnrolError::kernel("looking at its network namespace"))?;
-        let residents = Residents::of(inode, home, &self.cgroup2);
+        let residents = Residents::of(&self.options.discovery.proc_root, inode, home, &self.cgroup2);
         let residents = residents.map_err(EnrolError::kernel("looking for its processes in /proc"))?;
         match residents.stray() {
             None => Ok(()),
@@ -380,44 +396,12 @@ impl Capture {
         info!(workload = %captured.spec.uid, netns = cookie, "released");
     }
 
-    /// Reads the addresses of a captured pod anew and brings the kernel's set in line.
-    ///
-    /// # Errors
-    /// When the namespace cannot be read or the set is full.
-    pub fn refresh_addresses(&self, uid: &WorkloadUid) -> Result<(), EnrolError> {
-        let mut state = self.state();
-        let Some(pod) = state.pods.get_mut(uid) else {
-            return Ok(());
-        };
-        let now = pod
-            .netns
-            .interfaces()
-            .map_err(EnrolError::kernel("reading its addresses"))?;
-        self.put_own(pod.netns.cookie(), &pod.own, &now.addresses)?;
-        pod.own = now.addresses;
-        Ok(())
-    }
-
-    /// A descriptor that is readable when addresses of a captured pod change.
-    pub(super) fn address_changes(&self, uid: &WorkloadUid) -> Option<Arc<OwnedFd>> {
-        self.state().pods.get(uid).map(|pod| Arc::clone(&pod.changes))
-    }
-
     /// The specs of the captured pods, and whether namespace and cgroup are still the ones that their paths lead to.
     pub(super) fn captured(&self) -> BTreeMap<WorkloadUid, (PodSpec, bool)> {
         let state = self.state();
         let entry =
             |(uid, pod): (&WorkloadUid, &CapturedPod)| (uid.clone(), (pod.spec.clone(), pod.is_current()));
         state.pods.iter().map(entry).collect()
-    }
-
-    /// How far each local enrolled workload is captured.
-    pub fn states(&self) -> BTreeMap<WorkloadUid, CaptureState> {
-        self.state().reported.clone()
-    }
-
-    pub(super) fn report(&self, states: BTreeMap<WorkloadUid, CaptureState>) {
-        self.state().reported = states;
     }
 
     /// For [`status`](Capture::status).

@@ -1,6 +1,7 @@
 //! One captured pod: what of it is in the kernel, and the order in which that comes and goes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -27,7 +28,7 @@ pub struct PodSpec {
     pub identity: SpiffeId,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Path of its network namespace.
+    /// Path of its network namespace; the kernel's name for it (`net:[…]`) where it was found.
     pub netns: String,
     /// Path of its cgroup.
     pub cgroup: String,
@@ -38,13 +39,18 @@ impl PodSpec {
     pub fn of(workload: &Workload) -> Option<Self> {
         let location = workload.location.as_ref()?;
         let wanted = workload.enrolment.is_enrolled() && !workload.host_network;
-        wanted.then(|| Self {
+        wanted.then(|| Self::at(workload, location.netns.clone(), location.cgroup.clone()))
+    }
+
+    /// The spec of a workload that lives there.
+    pub(super) fn at(workload: &Workload, netns: String, cgroup: String) -> Self {
+        Self {
             uid: workload.uid.clone(),
             identity: workload.identity.clone(),
             addresses: workload.addresses.clone(),
-            netns: location.netns.clone(),
-            cgroup: location.cgroup.clone(),
-        })
+            netns,
+            cgroup,
+        }
     }
 
     /// Whether both live at the same place: then a change needs no new links.
@@ -71,9 +77,10 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Opens and judges the place that `spec` names.
+    /// Opens and judges the place that `spec` names; its namespace may be open already.
     pub(super) fn find(
         spec: &PodSpec,
+        netns: Option<File>,
         open_cgroup: impl FnOnce(&str) -> Result<PodCgroup, EnrolError>,
     ) -> Result<Self, EnrolError> {
         if spec.addresses.is_empty() {
@@ -83,7 +90,11 @@ impl Place {
             path: spec.netns.clone(),
             source,
         };
-        let netns = Netns::open(Path::new(&spec.netns)).map_err(gone)?;
+        let netns = match netns {
+            Some(file) => Netns::opened(file),
+            None => Netns::open(Path::new(&spec.netns)),
+        };
+        let netns = netns.map_err(gone)?;
         let cgroup = open_cgroup(&spec.cgroup)?;
         let changes = netns.address_changes().map_err(gone)?;
         let interfaces = netns.interfaces().map_err(gone)?;

@@ -16,9 +16,9 @@ pub(super) struct Residents {
 
 impl Residents {
     /// Of the namespace with inode `netns`, by the cgroup `home`.
-    pub(super) fn of(netns: u64, home: &Path, cgroup2: &Cgroup2) -> std::io::Result<Self> {
+    pub(super) fn of(proc_root: &Path, netns: u64, home: &Path, cgroup2: &Cgroup2) -> std::io::Result<Self> {
         let mut found = Self::default();
-        for entry in std::fs::read_dir("/proc")? {
+        for entry in std::fs::read_dir(proc_root)? {
             let Ok(entry) = entry else { continue };
             let Some(pid) = entry
                 .file_name()

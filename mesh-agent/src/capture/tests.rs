@@ -14,7 +14,8 @@ use mesh_common::{HBONE_PORT, Role, is_rewrite_port};
 use socket2::Socket;
 use world::{Agent, privileged};
 
-use super::enroller::{Local, Trial};
+use super::enroller::Trial;
+use super::local::Local;
 use super::{CaptureState, EnrolError, Family, unload};
 
 fn addr(text: &str) -> SocketAddr {

@@ -108,6 +108,9 @@ pub(super) fn status(status: &Status) -> String {
             pods.captured, pods.enrolled, pods.failed
         ),
     );
+    if let Some(runtime) = &status.container_runtime {
+        row("Runtime", runtime.detail.clone());
+    }
     row(
         "Connections",
         format!(
@@ -168,18 +171,26 @@ pub(super) fn workloads(workloads: &Workloads) -> String {
                 EnrolmentState::Refused => "refused",
             }
             .to_owned(),
-            match w.capture {
-                CaptureState::Captured => "yes",
-                CaptureState::Pending => "pending",
-                CaptureState::Failed => "FAILED",
-                CaptureState::Remote => "remote",
-                CaptureState::None => "-",
-            }
-            .to_owned(),
+            capture(w),
             w.mtls.clone(),
         ]);
     }
     text(table) + &reasons(&workloads.workloads) + &usage(&workloads.workloads)
+}
+
+/// How it is captured; and where it was found, if that was told by something else than its document.
+fn capture(w: &WorkloadEntry) -> String {
+    let state = match w.capture {
+        CaptureState::Captured => "yes",
+        CaptureState::Pending => "pending",
+        CaptureState::Failed => "FAILED",
+        CaptureState::Remote => "remote",
+        CaptureState::None => "-",
+    };
+    match &w.sandbox {
+        Some(sandbox) if sandbox.found_by != "annotation" => format!("{state} ({})", sandbox.found_by),
+        _ => state.to_owned(),
+    }
 }
 
 /// Why workloads are refused or not captured, below the table: sentences do not fit into columns.

@@ -172,4 +172,21 @@ pub struct SettingsArgs {
         value_delimiter = ','
     )]
     pub sandbox_range: Vec<IpNet>,
+
+    /// Find local pods without mesh-agent.io/netns and cgroup annotations by their uid: what the kernel and the container runtime show
+    /// [default: false; file: pods.discover]
+    #[arg(long, env = "MESH_AGENT_PODS_DISCOVER", value_name = "BOOL")]
+    pub pods_discover: Option<bool>,
+
+    /// The container runtime's CRI socket: auto, off, or a path [default: auto; file: pods.criSocket]
+    #[arg(long, env = "MESH_AGENT_PODS_CRI_SOCKET", value_name = "SOCKET")]
+    pub pods_cri_socket: Option<String>,
+
+    /// The cgroup that the node's pods are below, itself below the cgroup2 mount [default: the mount; file: pods.cgroup]
+    #[arg(long, env = "MESH_AGENT_PODS_CGROUP", value_name = "CGROUP")]
+    pub pods_cgroup: Option<PathBuf>,
+
+    /// The procfs of the host's pid namespace [default: /proc; file: pods.procRoot]
+    #[arg(long, env = "MESH_AGENT_PODS_PROC_ROOT", value_name = "DIR")]
+    pub pods_proc_root: Option<PathBuf>,
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::discovery::Pods;
 use super::{ExclusionKind, LogFormat, OnStop, SettingsError, duration, size};
 
 /// The file as written.
@@ -52,6 +53,7 @@ pub(super) struct File {
     #[serde(default, deserialize_with = "size::deserialize")]
     pub(super) stream_window: Option<usize>,
     pub(super) sandbox_range: Option<Vec<IpNet>>,
+    pub(super) pods: Option<Pods>,
     /// MeshConfig. The tunnel speaks TLS 1.3 only, which each of its values allows.
     #[serde(rename = "meshMTLS")]
     _mesh_mtls: Option<MeshMtls>,

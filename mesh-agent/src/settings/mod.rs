@@ -1,6 +1,7 @@
 //! The agent's settings: one struct, from flags, environment, a file and defaults, in this order of precedence. Read once at start.
 
 mod args;
+mod discovery;
 mod duration;
 mod error;
 mod file;
@@ -20,6 +21,7 @@ use mesh_core::snapshot::MeshSettings;
 use serde::Serialize;
 
 pub use args::SettingsArgs;
+pub use discovery::{CriSocket, Discovery};
 pub use duration::{parse_duration, show_duration};
 pub use error::SettingsError;
 pub use passes::{ExclusionKind, KubeletCgroup};
@@ -167,6 +169,8 @@ pub struct Settings {
     pub stream_window: usize,
     /// The addresses of sandboxes and of the services they publish.
     pub sandbox_ranges: SandboxRanges,
+    /// How local pods are found that do not say where they live.
+    pub discovery: Discovery,
 }
 
 impl Settings {
@@ -218,6 +222,7 @@ impl Settings {
         host: String,
         cores: usize,
     ) -> Result<Self, SettingsError> {
+        let discovery = discovery::merge(args, file.pods.unwrap_or_default())?;
         let args = args.clone();
         let node_name = args.node_name.or(file.node_name).unwrap_or_else(|| host.clone());
         if node_name.trim().is_empty() {
@@ -342,6 +347,7 @@ impl Settings {
             stream_window: args.stream_window.or(file.stream_window).unwrap_or(4 << 20),
             sandbox_ranges: sandbox_ranges
                 .map_or_else(|| Ok(SandboxRanges::default()), |nets| SandboxRanges::new(&nets))?,
+            discovery,
         };
         settings.check()
     }

@@ -198,3 +198,40 @@ fn the_settings_that_are_shipped_for_kubernetes_are_understood() {
     assert!(got.linger, "the kubelet starts again what ends");
     assert_eq!(got.on_stop, OnStop::Keep);
 }
+
+#[test]
+fn how_pods_are_found_comes_from_flags_and_file_and_wrong_values_are_told() {
+    assert_eq!(settings(&[], "").unwrap().discovery, Discovery::default());
+    let yaml = "pods: {discover: true, criSocket: unix:///run/x.sock, cgroup: /node-a, procRoot: /host/proc}";
+    let got = settings(&[], yaml).unwrap().discovery;
+    assert_eq!(
+        got,
+        Discovery {
+            on: true,
+            cri_socket: CriSocket::At("/run/x.sock".into()),
+            cgroup: Some("/node-a".into()),
+            proc_root: "/host/proc".into(),
+        }
+    );
+    let flags = [
+        "--pods-discover",
+        "false",
+        "--pods-cri-socket",
+        "off",
+        "--pods-cgroup",
+        "node-b",
+    ];
+    let got = settings(&flags, yaml).unwrap().discovery;
+    assert_eq!((got.on, got.cri_socket), (false, CriSocket::Off));
+    assert_eq!(got.cgroup, Some("node-b".into()));
+    for wrong in [
+        "pods: {criSocket: containerd.sock}",
+        "pods: {criSocket: ''}",
+        "pods: {cgroup: a/../b}",
+        "pods: {cgroup: ''}",
+        "pods: {procRoot: proc}",
+        "pods: {discovers: true}",
+    ] {
+        assert!(settings(&[], wrong).is_err(), "{wrong}");
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Everything is read at the scrape; nothing here runs between scrapes.
 
+mod discovery;
 mod policy;
 
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
 
 use crate::affinity::AffinityStatus;
+
+pub use discovery::DiscoveryReading;
 
 use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
@@ -76,6 +79,8 @@ pub struct Readings {
     pub budgets: Vec<BudgetReading>,
     /// How handovers between agents of the node ended.
     pub handovers: Vec<(&'static str, u64)>,
+    /// Where pods were found.
+    pub discovery: DiscoveryReading,
 }
 
 /// What one pod takes of the workers, over all of them.
@@ -144,7 +149,9 @@ impl Collector for Pulled {
         families.extend(room(self.log.traffic().room()));
         families.extend(outcomes(&self.log));
         families.extend(policy::families(self.log.policies()));
-        families.extend(agent(&(self.readings)()));
+        let readings = (self.readings)();
+        families.extend(agent(&readings));
+        families.extend(discovery::families(&readings.discovery));
         families.extend(
             process::read()
                 .into_iter()

@@ -47,6 +47,15 @@ impl AgentBuilder {
         self
     }
 
+    /// Leaves an argument and its value out.
+    #[must_use]
+    pub fn without_arg(mut self, name: &str) -> Self {
+        if let Some(at) = self.args.iter().position(|arg| arg == name) {
+            self.args.drain(at..(at + 2).min(self.args.len()));
+        }
+        self
+    }
+
     /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {

@@ -60,6 +60,20 @@ impl Drop for Cgroup {
     }
 }
 
+/// Removes the cgroups called `name` at the tops of the hierarchies of version 1: on hybrid hosts a container runtime makes them beside
+/// those of version 2. Best effort.
+pub(super) fn remove_version1(name: &str) {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let version1 = text.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mount = before.split(' ').nth(4)?;
+        after.starts_with("cgroup ").then(|| Path::new(mount).join(name))
+    });
+    for path in version1 {
+        remove(&path);
+    }
+}
+
 /// Ends what runs below `path` (by pid) and removes the cgroups, bottom up. Best effort.
 pub(super) fn remove(path: &Path) {
     if !path.exists() {

@@ -183,16 +183,25 @@ fn pod_yaml(pod: &PodSpec) -> Result<String> {
             writeln!(text, "    {key}: \"{value}\"")?;
         }
     }
-    text.push_str("  annotations:\n");
+    let is_placed = !netns.as_os_str().is_empty();
+    if is_placed || !annotations.is_empty() {
+        text.push_str("  annotations:\n");
+    }
     for (key, value) in annotations {
         writeln!(text, "    {key}: \"{value}\"")?;
     }
+    if is_placed {
+        write!(
+            text,
+            "    mesh-agent.io/netns: {}\n    mesh-agent.io/cgroup: {}\n",
+            netns.display(),
+            cgroup.display(),
+        )?;
+    }
     write!(
         text,
-        "    mesh-agent.io/netns: {}\n    mesh-agent.io/cgroup: {}\nspec:\n  nodeName: {node}\n  \
-         serviceAccountName: {service_account}\n  containers:\n    - name: app\n      image: none\nstatus:\n  phase: Running\n",
-        netns.display(),
-        cgroup.display(),
+        "spec:\n  nodeName: {node}\n  serviceAccountName: {service_account}\n  containers:\n    - name: app\n      \
+         image: none\nstatus:\n  phase: Running\n",
     )?;
     if let [first, ..] = addresses.as_slice() {
         writeln!(text, "  podIP: \"{first}\"\n  podIPs:")?;

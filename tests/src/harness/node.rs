@@ -205,7 +205,7 @@ pub struct PodSpec {
     pub node: String,
     /// `status.podIPs`.
     pub addresses: Vec<IpAddr>,
-    /// The namespace's file.
+    /// The namespace's file. Empty: the manifest does not say where the pod lives, as on Kubernetes.
     pub netns: PathBuf,
     /// The cgroup's absolute path.
     pub cgroup: PathBuf,

@@ -245,6 +245,7 @@ fn sweep(record: &Record, record_file: &Path) {
     if let Ok(mount) = cgroup2_mount() {
         cgroup::remove(&mount.join(&record.prefix));
     }
+    cgroup::remove_version1(&record.prefix);
     let dash = format!("{}-", record.prefix);
     for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         if let Some(name) = entry.file_name().to_str().filter(|name| name.starts_with(&dash)) {

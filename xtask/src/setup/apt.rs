@@ -23,6 +23,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("iperf3", "iperf3"),
     ("wrk", "wrk"),
     ("python3", "python3"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("busybox", "busybox-static"),
 ];
 /// What compiles C and C++ for the crates that have some.
 const COMPILERS: &[(&str, &str)] = &[

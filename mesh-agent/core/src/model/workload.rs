@@ -25,6 +25,11 @@ impl WorkloadUid {
         }
     }
 
+    /// The Pod's `metadata.uid`, where it has one.
+    pub fn pod_uid(&self) -> Option<&str> {
+        self.0.splitn(3, '/').nth(2)
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -16,6 +16,7 @@ fn workload(capture: CaptureState, enrolment: EnrolmentState) -> WorkloadEntry {
         capture_reason: (capture == CaptureState::Failed).then(|| "no netns".into()),
         mtls: "STRICT".into(),
         mtls_policy: None,
+        sandbox: None,
         uncaptured: Default::default(),
         usage: None,
     }

@@ -3,8 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use mesh_common::{Addr, BANKS, MAX_PODS, MAX_WORKERS, OwnKey, PodEntry, Role, listener_index};
+use mesh_core::model::WorkloadUid;
 
 use super::{Capture, State};
 use crate::capture::Listener;
@@ -32,6 +35,29 @@ impl Seat {
 }
 
 impl Capture {
+    /// Reads the addresses of a captured pod anew and brings the kernel's set in line.
+    ///
+    /// # Errors
+    /// When the namespace cannot be read or the set is full.
+    pub fn refresh_addresses(&self, uid: &WorkloadUid) -> Result<(), EnrolError> {
+        let mut state = self.state();
+        let Some(pod) = state.pods.get_mut(uid) else {
+            return Ok(());
+        };
+        let now = pod
+            .netns
+            .interfaces()
+            .map_err(EnrolError::kernel("reading its addresses"))?;
+        self.put_own(pod.netns.cookie(), &pod.own, &now.addresses)?;
+        pod.own = now.addresses;
+        Ok(())
+    }
+
+    /// A descriptor that is readable when addresses of a captured pod change.
+    pub(in crate::capture) fn address_changes(&self, uid: &WorkloadUid) -> Option<Arc<OwnedFd>> {
+        self.state().pods.get(uid).map(|pod| Arc::clone(&pod.changes))
+    }
+
     /// The seat of a pod that is about to be captured: beside what an earlier agent has left, or a free one.
     pub(super) fn seat(&self, state: &State, cookie: u64) -> Result<Seat, EnrolError> {
         let entry = self.pods.get(&cookie);

@@ -7,7 +7,7 @@ use mesh_core::plan::AllowedExclusions;
 use serde::Serialize;
 
 use crate::capture::bpffs;
-use crate::settings::KubeletCgroup;
+use crate::settings::{Discovery, KubeletCgroup};
 
 /// How to capture.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct CaptureOptions {
     pub kubelet_cgroup: KubeletCgroup,
     /// Which exclusions pods may ask for.
     pub allow_exclusions: AllowedExclusions,
+    /// How pods are found that do not say where they live.
+    pub discovery: Discovery,
 }
 
 impl CaptureOptions {
@@ -36,6 +38,7 @@ impl CaptureOptions {
             workers: workers.clamp(1, MAX_WORKERS as usize),
             kubelet_cgroup: KubeletCgroup::Auto,
             allow_exclusions: AllowedExclusions::default(),
+            discovery: Discovery::default(),
         }
     }
 }
@@ -48,6 +51,8 @@ pub enum CaptureState {
     Captured,
     /// Something is missing yet; tried again within a second.
     Pending(String),
+    /// It has no sandbox on this node, yet or any more: there is nothing to capture. It is captured once there is.
+    Absent(String),
     /// Capture would be a pretence, or is impossible.
     Refused(String),
 }

@@ -57,6 +57,7 @@ fn workload_entry(name: &str) -> WorkloadEntry {
         capture_reason: None,
         mtls: "PERMISSIVE".into(),
         mtls_policy: None,
+        sandbox: None,
         uncaptured: Default::default(),
         usage: None,
     }

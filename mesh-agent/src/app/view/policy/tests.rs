@@ -190,6 +190,7 @@ fn workload(mtls: &str) -> WorkloadEntry {
         capture_reason: None,
         mtls: mtls.into(),
         mtls_policy: None,
+        sandbox: None,
         uncaptured: UncapturedEntry::default(),
         usage: None,
     }

@@ -1,0 +1,156 @@
+//! Where pods are found: in the layouts of both drivers, behind a prefix, and anywhere in the hierarchy.
+
+use anyhow::{Context, Result, bail};
+use mesh_tests::harness::{MESH, wait_for};
+
+use crate::stage::{KubePod, Layout, SOON, Stage, uid};
+
+#[test]
+fn pods_are_found_in_the_layouts_of_both_drivers_and_carried() -> Result<()> {
+    let stage = Stage::start()?;
+    let mut pods: Vec<KubePod> = Vec::new();
+    for (name, layout) in [
+        ("plain", Layout::Cgroupfs),
+        ("burst", Layout::Burstable),
+        ("slice", Layout::Systemd),
+        ("kind", Layout::Kind),
+    ] {
+        pods.push(stage.pod(name, layout)?);
+    }
+    for pod in &pods {
+        let shown = stage.wait_captured_in(pod)?;
+        assert_eq!(shown["sandbox"]["found_by"], "proc", "{shown:#}");
+        let cgroup = pod.cgroup.path().to_string_lossy();
+        assert_eq!(shown["sandbox"]["cgroup"], cgroup.as_ref(), "{shown:#}");
+    }
+    let [first, .., last] = pods.as_mut_slice() else {
+        bail!("no pods")
+    };
+    last.serve("app")?;
+    stage.check_carried(first, last.pod.ip4())?;
+    stage.check_carried(first, last.pod.ip6())?;
+    let text = stage.agent()?.meshctl_text(&["workloads"])?.success()?;
+    assert!(text.contains("yes (proc)"), "{text}");
+    let status = stage.agent()?.meshctl_text(&["status"])?.success()?;
+    assert!(
+        status.contains("not asked: pods are found through /proc"),
+        "{status}"
+    );
+    let metrics = stage.agent()?.metrics()?;
+    assert_eq!(metrics.sum("mesh_agent_sandboxes_found", &[("by", "proc")]), 4.0);
+    Ok(())
+}
+
+#[test]
+fn without_a_prefix_the_whole_hierarchy_is_searched_and_a_static_pods_hash_is_a_uid() -> Result<()> {
+    let stage = Stage::with(|agent| agent.without_arg("--pods-cgroup"))?;
+    let hash = format!("9f2b8f7b7a3d4c6f{:016x}", std::process::id());
+    let pod = stage.sandbox(stage.node.pod(MESH, "static")?, Layout::Burstable, &hash)?;
+    stage.config.pod(&pod.spec())?;
+    stage.wait_captured_in(&pod)?;
+    Ok(())
+}
+
+#[test]
+fn without_the_setting_pods_are_not_looked_for_and_annotations_count_with_it_too() -> Result<()> {
+    let stage = Stage::with(|agent| agent.arg("--pods-discover", "false"))?;
+    let pod = stage.pod("order", Layout::Burstable)?;
+    let shown = stage.wait("order", |w| w["capture"] == "failed")?;
+    let why = shown["capture_reason"].as_str().unwrap_or_default();
+    assert!(why.contains("--pods-discover"), "{shown:#}");
+    drop(stage);
+    drop(pod);
+    let stage = Stage::start()?;
+    let annotated = stage.node.pod(MESH, "annotated")?;
+    stage.config.pod(&annotated.spec())?;
+    let shown = stage.wait_captured("annotated")?;
+    assert_eq!(shown["sandbox"]["found_by"], "annotation", "{shown:#}");
+    Ok(())
+}
+
+#[test]
+fn a_sandbox_that_comes_after_its_document_is_captured_within_moments_and_nothing_waits_for_it() -> Result<()>
+{
+    let mut stage = Stage::start()?;
+    let pod = stage.node.pod(MESH, "late")?;
+    let uid = uid();
+    let mut spec = pod.spec();
+    spec.uid.clone_from(&uid);
+    spec.netns = std::path::PathBuf::new();
+    stage.config.pod(&spec)?;
+    let shown = stage.wait("late", |w| w["capture"] == "pending")?;
+    let why = shown["capture_reason"].as_str().unwrap_or_default();
+    assert!(why.contains("no sandbox on this node"), "{shown:#}");
+    // A pod whose sandbox cannot be made is no reason for an agent not to be ready.
+    stage.agent.as_mut().context("no agent")?.wait_ready()?;
+    let began = std::time::Instant::now();
+    let pod = stage.sandbox(pod, Layout::Burstable, &uid)?;
+    stage.wait_captured_in(&pod)?;
+    // 150 ms between two looks, and what a busy machine adds.
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(3), "{took:?}");
+    Ok(())
+}
+
+#[test]
+fn addresses_that_come_late_and_further_ones_are_waited_for_and_followed() -> Result<()> {
+    let stage = Stage::start()?;
+    let client = stage.pod("client", Layout::Cgroupfs)?;
+    let pod = stage.node.pod(MESH, "server")?;
+    let six = pod.ip6().to_string();
+    pod.netns()
+        .ip(&["address", "del", &format!("{six}/128"), "dev", "eth0"])?;
+    let mut server = stage.sandbox(pod, Layout::Burstable, &uid())?;
+    // First no address, then the first, then both, of which the second is not there yet.
+    let full = server.spec();
+    let mut spec = full.clone();
+    spec.addresses.clear();
+    stage.config.pod(&spec)?;
+    stage.wait("server", |w| says(w, "no address"))?;
+    spec.addresses = vec![server.pod.ip4()];
+    stage.config.pod(&spec)?;
+    stage.wait_captured("server")?;
+    stage.config.pod(&full)?;
+    stage.wait("server", |w| says(w, "is on no interface"))?;
+    server
+        .pod
+        .netns()
+        .ip(&["address", "add", &format!("{six}/128"), "dev", "eth0", "nodad"])?;
+    server
+        .pod
+        .netns()
+        .ip(&[
+            "route",
+            "replace",
+            "default",
+            "via",
+            "2001:db8:1::1",
+            "dev",
+            "eth0",
+        ])
+        .ok();
+    stage.wait_captured("server")?;
+    server.serve("app")?;
+    stage.wait_captured("client")?;
+    stage.check_carried(&client, server.pod.ip4())?;
+    // An address that no document names is the pod's own all the same.
+    server
+        .pod
+        .netns()
+        .ip(&["address", "add", "198.18.1.200/32", "dev", "eth0"])?;
+    wait_for("the further address is known", SOON, || {
+        let bpf = stage.agent()?.meshctl(&["bpf"])?;
+        let text = bpf["pods"].to_string();
+        if text.contains("198.18.1.200") {
+            Ok(())
+        } else {
+            bail!("{text}")
+        }
+    })
+}
+
+fn says(workload: &serde_json::Value, part: &str) -> bool {
+    workload["capture_reason"]
+        .as_str()
+        .is_some_and(|why| why.contains(part))
+}
