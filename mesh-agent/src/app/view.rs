@@ -22,10 +22,10 @@ use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture};
 use crate::identity::{self, CertificateStatus, Identities};
-use crate::sources::StatusReader;
+use crate::sources::{KindState, KindStatus, StatusReader};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::telemetry::metrics::{BudgetReading, Readings};
+use crate::telemetry::metrics::{BudgetReading, KindReading, Readings};
 use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
 use crate::worker::{Place, Usage, Workers};
 
@@ -70,6 +70,7 @@ impl AgentView {
         Readings {
             snapshot_version: snapshot.version(),
             config_rejections: snapshot.diagnostics().rejections.len() as u64,
+            kinds: self.sources.kinds().into_iter().map(kind_reading).collect(),
             certificates: self.identities.expiries().into_iter().map(seconds).collect(),
             pods_captured: pods.captured as u64,
             pods_failed: pods.failed as u64,
@@ -94,9 +95,25 @@ impl AgentView {
         let snapshot = self.snapshots.load();
         ReadinessFacts {
             configured: snapshot.version() > 0,
+            waiting: match snapshot.version() {
+                0 => self.sources.read().waiting(),
+                _ => Vec::new(),
+            },
             draining: self.stopping.is_cancelled(),
             pods: pods_to_wait_for(&snapshot, &self.capture.states(), &self.identities.status()),
         }
+    }
+}
+
+fn kind_reading(kind: KindStatus) -> KindReading {
+    KindReading {
+        kind: kind.kind,
+        state: kind.state.as_str(),
+        objects: kind.objects,
+        age_seconds: kind.age_seconds.filter(|_| kind.state != KindState::Absent),
+        lists: kind.lists,
+        watch_restarts: kind.watch_restarts,
+        errors: kind.errors.into_iter().collect(),
     }
 }
 
@@ -120,6 +137,7 @@ impl View for AgentView {
     fn status(&self) -> Status {
         let snapshot = self.snapshots.load();
         let readiness = readiness::decide(&self.readiness_facts());
+        let sources = self.sources.read();
         let (started_at, started) = self.started;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -132,7 +150,8 @@ impl View for AgentView {
             not_ready: readiness.reasons,
             snapshot: SnapshotStatus {
                 version: snapshot.version(),
-                age_seconds: self.sources.read().age_seconds,
+                age_seconds: sources.age_seconds,
+                view_age_seconds: sources.view_age(),
                 workloads: snapshot.workloads().count(),
                 services: snapshot.services().count(),
             },
@@ -244,6 +263,7 @@ impl View for AgentView {
             probes: self.capture.probe_passage(),
             older: self.older_connections(&ConnectionFilter::default()),
             metrics: self.log.traffic().room(),
+            kinds: self.sources.kinds(),
         }));
         checks
     }

@@ -4,6 +4,7 @@ mod args;
 mod duration;
 mod error;
 mod file;
+mod kubernetes;
 mod passes;
 mod ranges;
 mod size;
@@ -22,6 +23,7 @@ use serde::Serialize;
 pub use args::SettingsArgs;
 pub use duration::{parse_duration, show_duration};
 pub use error::SettingsError;
+pub use kubernetes::{Kubernetes, PodPlacement};
 pub use passes::{ExclusionKind, KubeletCgroup};
 pub use ranges::{Half, RangeError, SandboxRanges};
 pub use size::{parse_size, show_size};
@@ -100,6 +102,8 @@ pub struct Settings {
     pub node_name: String,
     /// Directory of configuration documents; `None` where none is given.
     pub config_dir: Option<PathBuf>,
+    /// The cluster to follow; `None` for none.
+    pub kubernetes: Option<Kubernetes>,
     /// What the agent keeps over restarts.
     pub state_dir: PathBuf,
     /// Where the embedded CA keeps its root; agents that share it trust each other.
@@ -162,7 +166,11 @@ impl Settings {
             Some(path) => file::read(path)?,
             None => file::File::default(),
         };
-        Self::merge(args, file, host_name(), cores())
+        // As the downward API is mostly used.
+        let named = std::env::var("NODE_NAME")
+            .ok()
+            .filter(|name| !name.trim().is_empty());
+        Self::merge(args, file, named.unwrap_or_else(host_name), cores())
     }
 
     /// Where the records and documents of this node's sandboxes are: beside the admin socket.
@@ -235,6 +243,12 @@ impl Settings {
         let settings = Self {
             node_name,
             config_dir: args.config_dir.or(file.config_dir),
+            kubernetes: Kubernetes::of(
+                args.kubernetes,
+                args.kubeconfig,
+                args.kubernetes_pod_placement,
+                file.kubernetes.unwrap_or_default(),
+            ),
             ca_dir: args
                 .ca_dir
                 .or(file.ca_dir)

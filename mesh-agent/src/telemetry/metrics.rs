@@ -2,6 +2,7 @@
 //!
 //! Everything is read at the scrape; nothing here runs between scrapes.
 
+mod kinds;
 mod policy;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
 use super::serve::Server;
 use super::traffic::{Room, Sample};
+pub use kinds::KindReading;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -52,6 +54,8 @@ pub struct Readings {
     pub snapshot_version: u64,
     /// Documents that are rejected at present.
     pub config_rejections: u64,
+    /// How the kinds of an API server stand.
+    pub kinds: Vec<KindReading>,
     /// Identities with the end of their certificate, in seconds since the epoch.
     pub certificates: Vec<(String, i64)>,
     /// Local enrolled pods that are captured.
@@ -142,7 +146,9 @@ impl Collector for Pulled {
         families.extend(room(self.log.traffic().room()));
         families.extend(outcomes(&self.log));
         families.extend(policy::families(self.log.policies()));
-        families.extend(agent(&(self.readings)()));
+        let readings = (self.readings)();
+        families.extend(kinds::families(&readings.kinds));
+        families.extend(agent(&readings));
         families.extend(
             process::read()
                 .into_iter()
