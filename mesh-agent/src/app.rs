@@ -11,17 +11,17 @@ mod error;
 mod live;
 mod sandboxes;
 mod signals;
+mod sources;
 mod stop;
 mod succession;
 mod view;
 
 use std::collections::HashSet;
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -33,7 +33,7 @@ use crate::handover::{Door, Ledger, Predecessor, Visitor};
 use crate::identity::{EmbeddedCa, Identities, IdentityOptions};
 use crate::sandbox::Registry;
 use crate::settings::{Settings, SettingsError};
-use crate::sources::{ConfigurationSource, FileSource, Publisher};
+use crate::sources::Publisher;
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
 use crate::telemetry::http::HttpServer;
@@ -85,7 +85,9 @@ pub fn run(
 ) -> Result<(), AppError> {
     let live = &Live::new(settings, &reload, logging);
     let descriptors = Descriptors::prepare(settings.workers, settings.budget.connections);
-    let config_dir = settings.config_dir.as_deref().ok_or(AppError::NoConfiguration)?;
+    if settings.config_dir.is_none() && settings.kubernetes.is_none() {
+        return Err(AppError::NoConfiguration);
+    }
     let runtime = control_runtime()?;
     let signals = {
         let _entered = runtime.enter();
@@ -101,7 +103,13 @@ pub fn run(
     let socket = AdminSocket::bind(&settings.admin_socket)?;
     let capture = Arc::new(Capture::load(capture_options(settings), beginning)?);
     let handovers = succession::ledger(predecessor.as_ref());
-    let served = match Agent::start(settings, descriptors, config_dir, capture.clone(), handovers) {
+    let served = match Agent::start(
+        settings,
+        descriptors,
+        runtime.handle(),
+        capture.clone(),
+        handovers,
+    ) {
         Ok(agent) => runtime.block_on(agent.run(settings, socket, predecessor, signals, live)),
         Err(error) => Err(error),
     };
@@ -156,7 +164,7 @@ impl Agent {
     fn start(
         settings: &Settings,
         descriptors: Descriptors,
-        config_dir: &Path,
+        control: &Handle,
         capture: Arc<Capture>,
         handovers: Arc<Ledger>,
     ) -> Result<Self, AppError> {
@@ -171,11 +179,7 @@ impl Agent {
         };
         let identities = Arc::new(Identities::new(Arc::new(ca), options)?);
         let sandboxes = sandboxes::open(settings)?;
-        let sources: Vec<Box<dyn ConfigurationSource>> = vec![
-            Box::new(FileSource::new(config_dir)),
-            Box::new(FileSource::new(sandboxes.dir())),
-        ];
-        let publisher = Publisher::start(settings.mesh(), sources)?;
+        let publisher = Publisher::start(settings.mesh(), sources::of(settings, sandboxes.dir(), control))?;
         let log = Arc::new(ConnectionLog::default());
         let affinity = Arc::<Affinity>::default();
         let path = DataPath {

@@ -108,6 +108,9 @@ pub struct SnapshotStatus {
     pub version: u64,
     /// Since when it is in force, in seconds.
     pub age_seconds: u64,
+    /// How long ago the API server was last heard about the kind that it was heard about least, in seconds; none without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view_age_seconds: Option<u64>,
     /// Workloads in it, of all nodes.
     pub workloads: usize,
     /// Services in it.

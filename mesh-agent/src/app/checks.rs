@@ -7,6 +7,7 @@ use crate::admin::document::{
     OlderConnections, RuntimeState, Status, WorkloadEntry, Workloads,
 };
 use crate::capture::{KubeletError, ProbePassage};
+use crate::sources::{KindState, KindStatus};
 use crate::telemetry::traffic::Room;
 use crate::worker::WorkerStatus;
 
@@ -28,13 +29,15 @@ pub(super) struct Facts {
     pub(super) older: OlderConnections,
     /// How full the table of the metrics' label sets is.
     pub(super) metrics: Room,
+    /// The kinds that are followed at an API server.
+    pub(super) kinds: Vec<KindStatus>,
 }
 
 /// The checks of the agent, in the order in which to read them.
 pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
-    vec![
-        readiness(&facts.status),
-        configuration(&facts.status),
+    let mut checks = vec![readiness(&facts.status), configuration(&facts.status)];
+    checks.extend(api_server(&facts.kinds));
+    checks.extend([
         pods(&facts.workloads),
         container_runtime(&facts.status),
         certificates(&facts.certificates),
@@ -48,7 +51,33 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
         workers(&facts.workers),
         descriptors(facts.descriptors),
         metrics(facts.metrics),
-    ]
+    ]);
+    checks
+}
+
+/// Nothing where no API server is followed.
+fn api_server(kinds: &[KindStatus]) -> Option<Check> {
+    if kinds.is_empty() {
+        return None;
+    }
+    let followed = |kind: &&KindStatus| matches!(kind.state, KindState::Watching | KindState::Absent);
+    let (good, bad): (Vec<_>, Vec<_>) = kinds.iter().partition(followed);
+    let mut detail = format!("{} of {} kinds are followed", good.len(), kinds.len());
+    for kind in &bad {
+        let problem = kind.problem.as_deref().unwrap_or("it is being listed");
+        detail += &format!("\n{}: {}: {problem}", kind.kind, kind.state.as_str());
+    }
+    let level = match bad.iter().any(|kind| kind.state == KindState::Waiting) {
+        _ if bad.is_empty() => Level::Ok,
+        true => Level::Fail,
+        false => Level::Warn,
+    };
+    Some(check(
+        "api server",
+        level,
+        detail,
+        "what was known stays in force, and nothing is in force before every kind was; each line says what helps",
+    ))
 }
 
 fn check(name: &str, level: Level, detail: String, hint: &str) -> Check {

@@ -18,7 +18,7 @@ use crate::telemetry::metrics::MetricsError;
 pub enum AppError {
     /// Nothing says where the configuration comes from.
     #[error(
-        "no configuration: give --config-dir DIR, MESH_AGENT_CONFIG_DIR or configDir in the settings file"
+        "no configuration: give --config-dir DIR, MESH_AGENT_CONFIG_DIR or configDir in the settings file, or --kubernetes in a cluster"
     )]
     NoConfiguration,
     /// The configuration cannot be watched.

@@ -63,7 +63,8 @@ pub(super) async fn certified(view: &AgentView) {
         if facts.configured && facts.pods.iter().all(|pod| pod.certificate.is_ok()) {
             return;
         }
-        if Instant::now() > deadline {
+        // Without a configuration there is nothing to take over with: the predecessor goes on, however long that takes.
+        if facts.configured && Instant::now() > deadline {
             warn!("not every pod has a certificate: taking over all the same");
             return;
         }
@@ -104,11 +105,12 @@ impl Succession {
     /// Relieves the predecessor when this agent is ready. Nothing is lost when it is dropped half-way.
     pub(super) async fn complete(&mut self, view: &AgentView, capture: &Capture) {
         loop {
-            let readiness = readiness::decide(&view.readiness_facts());
+            let facts = view.readiness_facts();
+            let readiness = readiness::decide(&facts);
             if readiness.is_ready() {
                 break;
             }
-            if Instant::now() > self.until {
+            if facts.configured && Instant::now() > self.until {
                 warn!(reasons = ?readiness.reasons, "taking over although not everything is ready");
                 break;
             }

@@ -23,10 +23,10 @@ use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture};
 use crate::handover::{Leaving, Ledger};
 use crate::identity::{self, CertificateStatus, Identities};
-use crate::sources::StatusReader;
+use crate::sources::{KindState, KindStatus, StatusReader};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::telemetry::metrics::{BudgetReading, Readings};
+use crate::telemetry::metrics::{BudgetReading, KindReading, Readings};
 use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
 use crate::worker::{Place, Usage, Workers};
 
@@ -73,6 +73,7 @@ impl AgentView {
         Readings {
             snapshot_version: snapshot.version(),
             config_rejections: snapshot.diagnostics().rejections.len() as u64,
+            kinds: self.sources.kinds().into_iter().map(kind_reading).collect(),
             certificates: self.identities.expiries().into_iter().map(seconds).collect(),
             pods_captured: pods.captured as u64,
             pods_failed: pods.failed as u64,
@@ -99,6 +100,10 @@ impl AgentView {
         let snapshot = self.snapshots.load();
         ReadinessFacts {
             configured: snapshot.version() > 0,
+            waiting: match snapshot.version() {
+                0 => self.sources.read().waiting(),
+                _ => Vec::new(),
+            },
             draining: self.stopping.is_cancelled(),
             pods: pods_to_wait_for(&snapshot, &self.capture.states(), &self.identities.status()),
         }
@@ -111,6 +116,18 @@ fn predecessor_status(leaving: Leaving) -> PredecessorStatus {
         pid: leaving.pid,
         relieved_at: timestamp(leaving.since),
         connections: leaving.connections,
+    }
+}
+
+fn kind_reading(kind: KindStatus) -> KindReading {
+    KindReading {
+        kind: kind.kind,
+        state: kind.state.as_str(),
+        objects: kind.objects,
+        age_seconds: kind.age_seconds.filter(|_| kind.state != KindState::Absent),
+        lists: kind.lists,
+        watch_restarts: kind.watch_restarts,
+        errors: kind.errors.into_iter().collect(),
     }
 }
 
@@ -134,6 +151,7 @@ impl View for AgentView {
     fn status(&self) -> Status {
         let snapshot = self.snapshots.load();
         let readiness = readiness::decide(&self.readiness_facts());
+        let sources = self.sources.read();
         let (started_at, started) = self.started;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -147,7 +165,8 @@ impl View for AgentView {
             not_ready: readiness.reasons,
             snapshot: SnapshotStatus {
                 version: snapshot.version(),
-                age_seconds: self.sources.read().age_seconds,
+                age_seconds: sources.age_seconds,
+                view_age_seconds: sources.view_age(),
                 workloads: snapshot.workloads().count(),
                 services: snapshot.services().count(),
             },
@@ -261,6 +280,7 @@ impl View for AgentView {
             probes: self.capture.probe_passage(),
             older: self.older_connections(&ConnectionFilter::default()),
             metrics: self.log.traffic().room(),
+            kinds: self.sources.kinds(),
         }));
         checks
     }

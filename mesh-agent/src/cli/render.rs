@@ -94,6 +94,9 @@ pub(super) fn status(status: &Status) -> String {
             snapshot.services
         ),
     );
+    if let Some(age) = snapshot.view_age_seconds {
+        row("View", format!("the API server was heard {} ago", duration(age)));
+    }
     row(
         "Rejected",
         match status.rejections {

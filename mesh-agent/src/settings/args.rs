@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{ExclusionKind, LogFormat, OnStop, parse_duration, parse_size};
+use super::{ExclusionKind, LogFormat, OnStop, PodPlacement, parse_duration, parse_size};
 
 /// Settings as flags; each has an environment variable, and nearly each a key in the settings file.
 #[derive(Args, Clone, Debug, Default)]
@@ -17,13 +17,35 @@ pub struct SettingsArgs {
     #[arg(long, env = "MESH_AGENT_SETTINGS", value_name = "FILE")]
     pub settings: Option<PathBuf>,
 
-    /// This node, as spec.nodeName of its pods says it [default: the host name; file: nodeName]
+    /// This node, as spec.nodeName of its pods says it [default: NODE_NAME, else the host name; file:
+    /// nodeName]
     #[arg(long, env = "MESH_AGENT_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
 
     /// Directory of Kubernetes and Istio YAML to apply and watch [file: configDir]
     #[arg(long, env = "MESH_AGENT_CONFIG_DIR", value_name = "DIR")]
     pub config_dir: Option<PathBuf>,
+
+    /// Follow the Kubernetes API server, beside --config-dir if that is given too [default: true where a kubeconfig is given, else false;
+    /// file: kubernetes.enabled]
+    #[arg(
+        long,
+        env = "MESH_AGENT_KUBERNETES",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub kubernetes: Option<bool>,
+
+    /// How to reach the API server [default: what KUBECONFIG names, else the pod's service account; file: kubernetes.kubeconfig]
+    #[arg(long, env = "MESH_AGENT_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// What a Pod from Kubernetes may say about where its sandbox is on this host. none: nothing, it is looked for (--pods-discover);
+    /// annotations: mesh-agent.io/netns and mesh-agent.io/cgroup, only where nobody else may write Pods [default: none; file: kubernetes.podPlacement]
+    #[arg(long, env = "MESH_AGENT_KUBERNETES_POD_PLACEMENT", value_name = "HOW")]
+    pub kubernetes_pod_placement: Option<PodPlacement>,
 
     /// What the agent keeps over restarts [default: /var/lib/mesh-agent; file: stateDir]
     #[arg(long, env = "MESH_AGENT_STATE_DIR", value_name = "DIR")]
@@ -174,7 +196,7 @@ pub struct SettingsArgs {
     pub sandbox_range: Vec<IpNet>,
 
     /// Find local pods without mesh-agent.io/netns and cgroup annotations by their uid: what the kernel and the container runtime show
-    /// [default: false; file: pods.discover]
+    /// [default: true where a Kubernetes API server is followed, else false; file: pods.discover]
     #[arg(long, env = "MESH_AGENT_PODS_DISCOVER", value_name = "BOOL")]
     pub pods_discover: Option<bool>,
 

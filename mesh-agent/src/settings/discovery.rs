@@ -54,14 +54,14 @@ pub(super) struct Pods {
     proc_root: Option<PathBuf>,
 }
 
-/// The settings from flags and environment, and from the file.
-pub(super) fn merge(args: &SettingsArgs, file: Pods) -> Result<Discovery, SettingsError> {
+/// The settings from flags and environment, and from the file; where neither says whether, pods are looked for `in_cluster`.
+pub(super) fn merge(args: &SettingsArgs, file: Pods, in_cluster: bool) -> Result<Discovery, SettingsError> {
     let usual = Discovery::default();
     let socket = args.pods_cri_socket.clone().or(file.cri_socket);
     let cgroup = args.pods_cgroup.clone().or(file.cgroup);
     let proc_root = args.pods_proc_root.clone().or(file.proc_root);
     Ok(Discovery {
-        on: args.pods_discover.or(file.discover).unwrap_or(usual.on),
+        on: args.pods_discover.or(file.discover).unwrap_or(in_cluster),
         cri_socket: socket.map_or(Ok(usual.cri_socket), |text| cri_socket(&text))?,
         cgroup: cgroup.map(self::cgroup).transpose()?,
         proc_root: match proc_root {

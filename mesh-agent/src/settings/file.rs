@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::discovery::Pods;
-use super::{ExclusionKind, LogFormat, OnStop, SettingsError, duration, size};
+use super::{ExclusionKind, LogFormat, OnStop, PodPlacement, SettingsError, duration, size};
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -16,6 +16,7 @@ use super::{ExclusionKind, LogFormat, OnStop, SettingsError, duration, size};
 pub(super) struct File {
     pub(super) node_name: Option<String>,
     pub(super) config_dir: Option<PathBuf>,
+    pub(super) kubernetes: Option<Kubernetes>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) ca_dir: Option<PathBuf>,
     pub(super) ca_secret_dir: Option<PathBuf>,
@@ -57,6 +58,15 @@ pub(super) struct File {
     /// MeshConfig. The tunnel speaks TLS 1.3 only, which each of its values allows.
     #[serde(rename = "meshMTLS")]
     _mesh_mtls: Option<MeshMtls>,
+}
+
+/// Ours: how a cluster is followed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Kubernetes {
+    pub(super) enabled: Option<bool>,
+    pub(super) kubeconfig: Option<PathBuf>,
+    pub(super) pod_placement: Option<PodPlacement>,
 }
 
 /// MeshConfig's `tcpKeepalive`.

@@ -5,6 +5,7 @@ mod discovery;
 mod duration;
 mod error;
 mod file;
+mod kubernetes;
 mod passes;
 mod ranges;
 mod size;
@@ -24,6 +25,7 @@ pub use args::SettingsArgs;
 pub use discovery::{CriSocket, Discovery};
 pub use duration::{parse_duration, show_duration};
 pub use error::SettingsError;
+pub use kubernetes::{Kubernetes, PodPlacement};
 pub use passes::{ExclusionKind, KubeletCgroup};
 pub use ranges::{Half, RangeError, SandboxRanges};
 pub use size::{parse_size, show_size};
@@ -113,6 +115,8 @@ pub struct Settings {
     pub node_name: String,
     /// Directory of configuration documents; `None` where none is given.
     pub config_dir: Option<PathBuf>,
+    /// The cluster to follow; `None` for none.
+    pub kubernetes: Option<Kubernetes>,
     /// What the agent keeps over restarts.
     pub state_dir: PathBuf,
     /// Where the embedded CA keeps its root; agents that share it trust each other.
@@ -183,7 +187,11 @@ impl Settings {
             Some(path) => file::read(path)?,
             None => file::File::default(),
         };
-        Self::merge(args, file, host_name(), cores())
+        // As the downward API is mostly used.
+        let named = std::env::var("NODE_NAME")
+            .ok()
+            .filter(|name| !name.trim().is_empty());
+        Self::merge(args, file, named.unwrap_or_else(host_name), cores())
     }
 
     /// Where the records and documents of this node's sandboxes are: beside the admin socket.
@@ -222,8 +230,14 @@ impl Settings {
         host: String,
         cores: usize,
     ) -> Result<Self, SettingsError> {
-        let discovery = discovery::merge(args, file.pods.unwrap_or_default())?;
         let args = args.clone();
+        let kubernetes = Kubernetes::of(
+            args.kubernetes,
+            args.kubeconfig.clone(),
+            args.kubernetes_pod_placement,
+            file.kubernetes.unwrap_or_default(),
+        );
+        let discovery = discovery::merge(&args, file.pods.unwrap_or_default(), kubernetes.is_some())?;
         let node_name = args.node_name.or(file.node_name).unwrap_or_else(|| host.clone());
         if node_name.trim().is_empty() {
             return Err(SettingsError::NodeName(host));
@@ -257,6 +271,7 @@ impl Settings {
         let settings = Self {
             node_name,
             config_dir: args.config_dir.or(file.config_dir),
+            kubernetes,
             ca_dir: args
                 .ca_dir
                 .or(file.ca_dir)

@@ -146,6 +146,32 @@ fn wrong_settings_are_told_where_and_what() {
 }
 
 #[test]
+fn a_cluster_is_followed_where_that_is_said_or_a_kubeconfig_is_given() {
+    assert_eq!(settings(&[], "").unwrap().kubernetes, None);
+    let usual = Kubernetes::default();
+    assert_eq!(
+        settings(&["--kubernetes"], "").unwrap().kubernetes,
+        Some(usual.clone())
+    );
+    assert_eq!(
+        settings(&[], "kubernetes: {enabled: true}\n").unwrap().kubernetes,
+        Some(usual)
+    );
+    let yaml = "kubernetes: {kubeconfig: /from/file, podPlacement: annotations}\n";
+    let from_file = settings(&[], yaml).unwrap().kubernetes.unwrap();
+    assert_eq!(from_file.kubeconfig, Some(PathBuf::from("/from/file")));
+    assert_eq!(from_file.pod_placement, PodPlacement::Annotations);
+    let both = settings(
+        &["--kubeconfig", "/from/flag", "--kubernetes-pod-placement", "none"],
+        yaml,
+    );
+    let both = both.unwrap().kubernetes.unwrap();
+    assert_eq!(both.kubeconfig, Some(PathBuf::from("/from/flag")));
+    assert_eq!(both.pod_placement, PodPlacement::None);
+    assert_eq!(settings(&["--kubernetes=false"], yaml).unwrap().kubernetes, None);
+}
+
+#[test]
 fn durations_are_read_as_istio_writes_them() {
     for (text, millis) in [
         ("24h", 86_400_000),
@@ -195,6 +221,7 @@ fn every_flag_has_an_environment_variable_and_help() {
 #[test]
 fn the_settings_that_are_shipped_for_kubernetes_are_understood() {
     let got = settings(&[], include_str!("../../../deploy/kubernetes/settings.yaml")).unwrap();
+    assert!(got.kubernetes.is_some() && got.discovery.on);
     assert!(got.linger, "the kubelet starts again what ends");
     assert_eq!(got.on_stop, OnStop::Keep);
 }

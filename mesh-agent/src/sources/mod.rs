@@ -1,10 +1,12 @@
 //! Where the configuration comes from, and how it becomes the snapshot in force.
 //!
-//! A [`ConfigurationSource`] watches something (a directory of files; later a Kubernetes API server) and reports, whenever it changes,
-//! everything it holds. The [`Publisher`] puts the reports of all sources together, builds a snapshot off the data path and publishes it.
+//! A [`ConfigurationSource`] watches something and reports what it holds: a directory of files all of it whenever something changes, a
+//! Kubernetes API server object by object. The [`Publisher`] puts the reports of all sources together, builds a snapshot off the data
+//! path and publishes it; the first one when every source has said all that it holds.
 //! Nothing here judges documents (mesh-core does) or decides about connections.
 
 mod files;
+pub mod kubernetes;
 mod ledger;
 mod publisher;
 mod scan;
@@ -16,11 +18,13 @@ use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
 use mesh_core::manifest::{Accepted, Notice, Rejection};
+use mesh_core::model::ObjectRef;
 use thiserror::Error;
 
 pub use files::FileSource;
+pub use kubernetes::KubernetesSource;
 pub use publisher::Publisher;
-pub use status::{FileStatus, SourceState, SourceStatus, StatusReader};
+pub use status::{FileStatus, KindBoard, KindState, KindStatus, SourceState, SourceStatus, StatusReader};
 
 /// Why the configuration cannot be watched at all.
 #[derive(Debug, Error)]
@@ -33,6 +37,9 @@ pub enum SourceError {
         /// What the system says.
         error: std::io::Error,
     },
+    /// Nothing says how the API server is reached.
+    #[error("{0}")]
+    Access(#[from] kubernetes::AccessError),
     /// No thread could be started.
     #[error("no thread for {what} could be started: {error}; is the limit of threads or memory reached?")]
     Thread {
@@ -56,6 +63,33 @@ pub struct Report {
     pub files: Vec<FileStatus>,
 }
 
+/// What is in force of one object, and what is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The version in force.
+    pub accepted: Option<Accepted>,
+    /// Why a later one is not.
+    pub rejection: Option<Rejection>,
+}
+
+impl Held {
+    /// Whether there is nothing left of the object.
+    pub fn is_gone(&self) -> bool {
+        self.accepted.is_none() && self.rejection.is_none()
+    }
+}
+
+/// What is different from what a source said before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Objects that are new, different or gone.
+    pub objects: Vec<(ObjectRef, Held)>,
+    /// What there is to say by subject, such as a kind; `None` takes it back.
+    pub notices: Vec<(String, Option<Notice>)>,
+    /// Everything that the source holds has been said now.
+    pub complete: bool,
+}
+
 /// Where a source puts its reports.
 #[derive(Clone, Debug)]
 pub struct ReportSink {
@@ -72,6 +106,15 @@ impl ReportSink {
         };
         drop(self.sender.send(message));
     }
+
+    /// Adds to what this source said before. Never blocks; once the publisher is gone it does nothing.
+    pub fn change(&self, changes: Changes) {
+        let message = publisher::Message::Changes {
+            source: self.source,
+            changes,
+        };
+        drop(self.sender.send(message));
+    }
 }
 
 /// Keeps a source going; it stops when this is dropped.
@@ -84,6 +127,11 @@ pub trait RunningSource: Send {
 pub trait ConfigurationSource {
     /// What to call it in messages, such as `directory /etc/mesh`.
     fn name(&self) -> String;
+
+    /// What it knows of itself at any time, kind by kind; nothing for sources that have no kinds apart.
+    fn kinds(&self) -> KindBoard {
+        KindBoard::default()
+    }
 
     /// Starts to watch. What is there already is reported before this returns, as far as it can be had at once.
     ///

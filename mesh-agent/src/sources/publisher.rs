@@ -1,30 +1,36 @@
 //! Puts the reports of all sources together and publishes a snapshot whenever something changed. One thread of its own: building never
 //! stalls a worker.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::manifest::{Accepted, Notice, NoticeKind, Rejection};
-use mesh_core::model::Object;
+use mesh_core::model::{Object, ObjectRef};
 use mesh_core::snapshot::{Diagnostics, MeshSettings, Snapshot};
 
 use super::{
-    ConfigurationSource, Report, ReportSink, RunningSource, SourceError, SourceState, SourceStatus,
-    StatusReader,
+    Changes, ConfigurationSource, Held, KindBoard, Report, ReportSink, RunningSource, SourceError,
+    SourceState, SourceStatus, StatusReader,
 };
 use crate::state::SnapshotCell;
 
 /// Reports that come within this time make one snapshot.
 const COALESCE: Duration = Duration::from_millis(50);
+/// Those after a quiet time need not wait so long: one change alone is the usual case.
+const COALESCE_QUIET: Duration = Duration::from_millis(10);
+/// What counts as a quiet time.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// What the publisher is told.
 #[derive(Debug)]
 pub(super) enum Message {
     /// A source's new truth.
     Report { source: usize, report: Report },
+    /// What is different in a source.
+    Changes { source: usize, changes: Changes },
     /// The agent goes.
     Stop,
 }
@@ -47,7 +53,8 @@ impl std::fmt::Debug for Publisher {
 }
 
 impl Publisher {
-    /// Starts the sources and publishes from then on. The first snapshot, version 1, is in force when this returns.
+    /// Starts the sources and publishes from then on. The first snapshot, version 1, is in force when this returns, if each source could
+    /// say what it holds by then. Otherwise nothing is in force before the last of them has: the cell holds an empty snapshot, version 0.
     ///
     /// # Errors
     /// When a source cannot be watched at all.
@@ -56,26 +63,33 @@ impl Publisher {
         sources: Vec<Box<dyn ConfigurationSource>>,
     ) -> Result<Self, SourceError> {
         let (sender, inbox) = mpsc::channel();
-        let mut names = Vec::new();
+        let mut holdings = Vec::new();
         let mut running = Vec::new();
         for (index, source) in sources.into_iter().enumerate() {
-            names.push(source.name());
+            holdings.push(Holding::of(&*source));
             let sink = ReportSink {
                 source: index,
                 sender: sender.clone(),
             };
             running.push(source.start(sink)?);
         }
-        let mut state = State::new(settings, names);
+        let boards = holdings.iter().map(|holding| holding.kinds.clone()).collect();
+        let mut state = State::new(settings, holdings);
         while let Ok(message) = inbox.try_recv() {
             state.take(message);
         }
         state.changed = false;
-        state.objects = state.objects();
-        let first = state.build(1);
+        let first = if state.is_complete() {
+            state.objects = state.objects();
+            state.build(1)
+        } else {
+            Snapshot::empty(state.settings.clone())
+        };
         let cell = Arc::new(SnapshotCell::new(first));
-        let status = StatusReader::new(state.status(&cell.load()), SystemTime::now());
-        state.log(&cell.load());
+        let status = StatusReader::new(state.status(&cell.load()), SystemTime::now(), boards);
+        if state.is_complete() {
+            state.log(&cell.load());
+        }
         let what = "config-publish";
         let (to, reader) = (cell.clone(), status.clone());
         let thread = std::thread::Builder::new()
@@ -117,10 +131,85 @@ impl Drop for Publisher {
     }
 }
 
+/// What one source has said.
+struct Holding {
+    name: String,
+    /// It has said everything.
+    complete: bool,
+    /// Of a source that says everything each time.
+    report: Report,
+    /// Of a source that says what is different.
+    objects: BTreeMap<ObjectRef, Held>,
+    notices: BTreeMap<String, Notice>,
+    kinds: KindBoard,
+}
+
+impl Holding {
+    fn of(source: &dyn ConfigurationSource) -> Self {
+        Self {
+            name: source.name(),
+            complete: false,
+            report: Report::default(),
+            objects: BTreeMap::new(),
+            notices: BTreeMap::new(),
+            kinds: source.kinds(),
+        }
+    }
+
+    /// Whether that is different from before.
+    fn replace(&mut self, report: Report) -> bool {
+        let changed = !self.complete || self.report != report;
+        self.report = report;
+        self.complete = true;
+        changed
+    }
+
+    /// Whether that is different from before. Takes as long as there are changes, however much is held.
+    fn change(&mut self, changes: Changes) -> bool {
+        let mut changed = changes.complete && !self.complete;
+        self.complete |= changes.complete;
+        for (name, held) in changes.objects {
+            if self.objects.get(&name) == Some(&held) {
+                continue;
+            }
+            changed |= if held.is_gone() {
+                self.objects.remove(&name).is_some()
+            } else {
+                self.objects.insert(name, held);
+                true
+            };
+        }
+        for (subject, notice) in changes.notices {
+            changed |= match notice {
+                None => self.notices.remove(&subject).is_some(),
+                Some(notice) if self.notices.get(&subject) == Some(&notice) => false,
+                Some(notice) => {
+                    self.notices.insert(subject, notice);
+                    true
+                }
+            };
+        }
+        changed
+    }
+
+    fn accepted(&self) -> impl Iterator<Item = &Accepted> {
+        let objects = self.objects.values().filter_map(|held| held.accepted.as_ref());
+        self.report.accepted.iter().chain(objects)
+    }
+
+    fn rejections(&self) -> impl Iterator<Item = &Rejection> {
+        let objects = self.objects.values().filter_map(|held| held.rejection.as_ref());
+        self.report.rejections.iter().chain(objects)
+    }
+
+    fn notices(&self) -> impl Iterator<Item = &Notice> {
+        self.report.notices.iter().chain(self.notices.values())
+    }
+}
+
 struct State {
     settings: MeshSettings,
-    names: Vec<String>,
-    reports: Vec<Option<Report>>,
+    sources: Vec<Holding>,
     changed: bool,
     /// Those of the snapshot in force.
     objects: Vec<Arc<Object>>,
@@ -129,11 +218,10 @@ struct State {
 }
 
 impl State {
-    fn new(settings: MeshSettings, names: Vec<String>) -> Self {
+    fn new(settings: MeshSettings, sources: Vec<Holding>) -> Self {
         Self {
             settings,
-            reports: names.iter().map(|_| None).collect(),
-            names,
+            sources,
             changed: false,
             objects: Vec::new(),
             told: HashSet::new(),
@@ -141,12 +229,25 @@ impl State {
         }
     }
 
+    /// Whether every source has said all that it holds. Before, a fact may be missing that refuses a connection.
+    fn is_complete(&self) -> bool {
+        self.sources.iter().all(|source| source.complete)
+    }
+
     fn run(mut self, inbox: &Receiver<Message>, cell: &SnapshotCell, status: &StatusReader) {
+        let mut last = Instant::now();
         while let Ok(message) = inbox.recv() {
-            if !self.take(message) || !self.coalesce(inbox) {
+            let wait = match last.elapsed() {
+                quiet if quiet > QUIET => COALESCE_QUIET,
+                _ => COALESCE,
+            };
+            if !self.take(message) || !self.coalesce(inbox, wait) {
                 return;
             }
-            if std::mem::take(&mut self.changed) {
+            last = Instant::now();
+            if !self.is_complete() {
+                status.replace(self.status(&cell.load()));
+            } else if std::mem::take(&mut self.changed) {
                 self.publish(cell, status);
             }
         }
@@ -157,7 +258,8 @@ impl State {
         let current = cell.load();
         let objects = self.objects();
         let next = self.build(current.version() + 1);
-        if objects == self.objects && next.diagnostics() == current.diagnostics() {
+        let known = current.version() > 0;
+        if known && objects == self.objects && next.diagnostics() == current.diagnostics() {
             status.replace(self.status(&current));
             return;
         }
@@ -170,21 +272,25 @@ impl State {
 
     /// Takes over a message. `false` to stop.
     fn take(&mut self, message: Message) -> bool {
-        let Message::Report { source, report } = message else {
-            return false;
-        };
-        if let Some(place) = self.reports.get_mut(source)
-            && place.as_ref() != Some(&report)
-        {
-            *place = Some(report);
-            self.changed = true;
+        match message {
+            Message::Stop => return false,
+            Message::Report { source, report } => {
+                if let Some(holding) = self.sources.get_mut(source) {
+                    self.changed |= holding.replace(report);
+                }
+            }
+            Message::Changes { source, changes } => {
+                if let Some(holding) = self.sources.get_mut(source) {
+                    self.changed |= holding.change(changes);
+                }
+            }
         }
         true
     }
 
     /// Takes over what comes within a moment. `false` to stop.
-    fn coalesce(&mut self, inbox: &Receiver<Message>) -> bool {
-        let until = Instant::now() + COALESCE;
+    fn coalesce(&mut self, inbox: &Receiver<Message>, wait: Duration) -> bool {
+        let until = Instant::now() + wait;
         loop {
             match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(message) => {
@@ -199,7 +305,7 @@ impl State {
     }
 
     fn accepted(&self) -> impl Iterator<Item = &Accepted> {
-        self.reports.iter().flatten().flat_map(|report| &report.accepted)
+        self.sources.iter().flat_map(Holding::accepted)
     }
 
     fn objects(&self) -> Vec<Arc<Object>> {
@@ -207,32 +313,30 @@ impl State {
     }
 
     fn build(&self, version: u64) -> Snapshot {
-        let reports = || self.reports.iter().flatten();
         let diagnostics = Diagnostics {
-            rejections: reports()
-                .flat_map(|report| report.rejections.iter().cloned())
+            rejections: self
+                .sources
+                .iter()
+                .flat_map(Holding::rejections)
+                .cloned()
                 .collect(),
-            notices: reports()
-                .flat_map(|report| report.notices.iter().cloned())
-                .collect(),
+            notices: self.sources.iter().flat_map(Holding::notices).cloned().collect(),
         };
         Snapshot::build(self.settings.clone(), version, self.accepted(), diagnostics)
     }
 
     fn status(&self, snapshot: &Snapshot) -> SourceStatus {
-        let source = |(name, report): (&String, &Option<Report>)| SourceState {
-            name: name.clone(),
-            synced: report.is_some(),
-            objects: report.as_ref().map_or(0, |report| report.accepted.len()),
-            files: report
-                .as_ref()
-                .map(|report| report.files.clone())
-                .unwrap_or_default(),
+        let source = |holding: &Holding| SourceState {
+            name: holding.name.clone(),
+            synced: holding.complete,
+            objects: holding.report.accepted.len() + holding.objects.len(),
+            files: holding.report.files.clone(),
+            kinds: Vec::new(),
         };
         SourceStatus {
             version: snapshot.version(),
             age_seconds: 0,
-            sources: self.names.iter().zip(&self.reports).map(source).collect(),
+            sources: self.sources.iter().map(source).collect(),
             rejections: snapshot.diagnostics().rejections.clone(),
             notices: snapshot.diagnostics().notices.clone(),
         }

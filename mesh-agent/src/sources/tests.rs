@@ -271,3 +271,80 @@ fn files_that_cannot_be_read_are_reported_and_spoil_nothing() {
         );
     }
 }
+
+/// A source that says what a test has it say.
+struct Scripted(std::sync::mpsc::Sender<ReportSink>);
+
+struct Idle;
+
+impl RunningSource for Idle {
+    fn look_now(&self) {}
+}
+
+impl ConfigurationSource for Scripted {
+    fn name(&self) -> String {
+        "script".into()
+    }
+
+    fn start(self: Box<Self>, sink: ReportSink) -> Result<Box<dyn RunningSource>, SourceError> {
+        drop(self.0.send(sink));
+        Ok(Box::new(Idle))
+    }
+}
+
+/// The object in `yaml`, as in force.
+fn held(yaml: &str) -> (ObjectRef, Held) {
+    let accepted = mesh_core::manifest::parse("script", yaml.as_bytes())
+        .accepted
+        .remove(0);
+    let held = Held {
+        accepted: Some(accepted.clone()),
+        rejection: None,
+    };
+    (accepted.object.name(), held)
+}
+
+#[test]
+fn nothing_is_in_force_before_every_source_has_said_all_that_it_holds() {
+    let directory = TempDir::new().unwrap();
+    fs::write(directory.path().join("a.yaml"), pod("order", "198.18.0.1")).unwrap();
+    let (to, from) = std::sync::mpsc::channel();
+    let sources: Vec<Box<dyn ConfigurationSource>> = vec![
+        Box::new(FileSource::new(directory.path())),
+        Box::new(Scripted(to)),
+    ];
+    let publisher = Publisher::start(mesh(), sources).unwrap();
+    let sink = from.recv().unwrap();
+    sink.change(Changes {
+        objects: vec![held(&pod("payment", "198.18.0.2"))],
+        ..Changes::default()
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let snapshot = publisher.cell().load();
+    assert_eq!((snapshot.version(), names(&snapshot).len()), (0, 0));
+    assert!(!publisher.status().read().sources[1].synced);
+
+    sink.change(Changes {
+        complete: true,
+        ..Changes::default()
+    });
+    let first = soon(&publisher, "both", |s| names(s) == ["order", "payment"]);
+    assert_eq!(first.version(), 1);
+
+    // From here on each change is one, and what is no change is none.
+    sink.change(Changes {
+        objects: vec![held(&pod("payment", "198.18.0.2"))],
+        ..Changes::default()
+    });
+    let (name, _) = held(&pod("payment", "198.18.0.2"));
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(publisher.cell().load().version(), 1);
+    sink.change(Changes {
+        objects: vec![(name, Held::default()), held(&pod("late", "198.18.0.3"))],
+        ..Changes::default()
+    });
+    assert_eq!(
+        soon(&publisher, "another", |s| names(s) == ["late", "order"]).version(),
+        2
+    );
+}

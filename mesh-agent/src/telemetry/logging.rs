@@ -149,9 +149,12 @@ where
     }
 }
 
+/// What the client of the API server says of each failed request is said by those who asked, with what it was for.
+const QUIET: &str = "kube_client::client::builder=off";
+
 fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
     EnvFilter::builder()
-        .parse(filter)
+        .parse(format!("{QUIET},{filter}"))
         .map_err(|source| LoggingError::Filter {
             filter: filter.to_owned(),
             source,

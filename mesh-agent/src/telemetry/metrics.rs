@@ -3,6 +3,7 @@
 //! Everything is read at the scrape; nothing here runs between scrapes.
 
 mod discovery;
+mod kinds;
 mod policy;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
 use super::serve::Server;
 use super::traffic::{Room, Sample};
+pub use kinds::KindReading;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -55,6 +57,8 @@ pub struct Readings {
     pub snapshot_version: u64,
     /// Documents that are rejected at present.
     pub config_rejections: u64,
+    /// How the kinds of an API server stand.
+    pub kinds: Vec<KindReading>,
     /// Identities with the end of their certificate, in seconds since the epoch.
     pub certificates: Vec<(String, i64)>,
     /// Local enrolled pods that are captured.
@@ -150,6 +154,7 @@ impl Collector for Pulled {
         families.extend(outcomes(&self.log));
         families.extend(policy::families(self.log.policies()));
         let readings = (self.readings)();
+        families.extend(kinds::families(&readings.kinds));
         families.extend(agent(&readings));
         families.extend(discovery::families(&readings.discovery));
         families.extend(

@@ -18,6 +18,8 @@ pub struct PodReadiness {
 pub struct ReadinessFacts {
     /// A snapshot from the configuration source is in force.
     pub configured: bool,
+    /// What a configuration source waits for, where none is.
+    pub waiting: Vec<String>,
     /// The agent is stopping.
     pub draining: bool,
     /// The local pods that are enrolled. Those whose enrolment is refused are not among them: they will never be captured.
@@ -49,6 +51,7 @@ pub fn decide(facts: &ReadinessFacts) -> Readiness {
     }
     if !facts.configured {
         reasons.push("no configuration is in force yet".to_owned());
+        reasons.extend(facts.waiting.iter().cloned());
     }
     for pod in &facts.pods {
         if let Err(why) = &pod.captured {
@@ -83,6 +86,7 @@ mod tests {
     fn an_agent_with_all_pods_captured_and_certified_is_ready() {
         let facts = ReadinessFacts {
             configured: true,
+            waiting: vec![],
             draining: false,
             pods: vec![pod(Ok(()), Ok(()))],
         };
@@ -93,6 +97,7 @@ mod tests {
     fn every_pod_that_lacks_something_is_named_with_the_reason() {
         let facts = ReadinessFacts {
             configured: true,
+            waiting: vec![],
             draining: false,
             pods: vec![
                 pod(Err("no such netns".into()), Ok(())),
@@ -112,6 +117,7 @@ mod tests {
     fn a_stopping_agent_is_not_ready() {
         let facts = ReadinessFacts {
             configured: true,
+            waiting: vec![],
             draining: true,
             pods: vec![],
         };

@@ -39,12 +39,10 @@ pub struct AgentBuilder {
 impl AgentBuilder {
     /// Adds an argument and its value, in place of one of that name.
     #[must_use]
-    pub fn arg(mut self, name: &str, value: &str) -> Self {
-        if let Some(at) = self.args.iter().position(|arg| arg == name) {
-            self.args.drain(at..(at + 2).min(self.args.len()));
-        }
-        self.args.extend([name.to_owned(), value.to_owned()]);
-        self
+    pub fn arg(self, name: &str, value: &str) -> Self {
+        let mut this = self.without_arg(name);
+        this.args.extend([name.to_owned(), value.to_owned()]);
+        this
     }
 
     /// Leaves an argument and its value out.

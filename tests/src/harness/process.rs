@@ -85,7 +85,7 @@ fn reader<R: Read + Send + 'static>(stream: Option<R>) -> std::thread::JoinHandl
 
 /// `limit`, times what `MESH_TEST_PATIENCE` says (a whole number): for slow machines, such as emulated ones. No test's verdict gets milder
 /// by it, only later.
-pub fn patient(limit: Duration) -> Duration {
+pub(super) fn patient(limit: Duration) -> Duration {
     static FACTOR: LazyLock<u32> = LazyLock::new(|| {
         let factor = std::env::var("MESH_TEST_PATIENCE").ok();
         factor.and_then(|n| n.parse().ok()).unwrap_or(1).max(1)

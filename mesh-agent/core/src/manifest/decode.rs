@@ -1,37 +1,19 @@
 //! From text to a value, from a value to a typed document, from that to a model object.
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::kinds::Kind;
 use super::positions::Position;
 use super::report::{Invalid, Path, Remarks, Step};
-use super::{
-    AuthorizationPolicyDocument, PeerAuthenticationDocument, authorization_policy, endpoint_slice, namespace,
-    node, peer_authentication, pod, service,
-};
 use crate::model::{Object, ObjectRef};
-
-/// The kinds that this agent knows: group and version, kind, and whether it lives in a namespace.
-const KINDS: [(&str, &str, bool); 9] = [
-    ("v1", "Namespace", false),
-    ("v1", "Node", false),
-    ("v1", "Pod", true),
-    ("v1", "Service", true),
-    ("discovery.k8s.io/v1", "EndpointSlice", true),
-    ("security.istio.io/v1", "PeerAuthentication", true),
-    ("security.istio.io/v1beta1", "PeerAuthentication", true),
-    ("security.istio.io/v1", "AuthorizationPolicy", true),
-    ("security.istio.io/v1beta1", "AuthorizationPolicy", true),
-];
 
 /// Length of a broken document, in bytes, up to which its head is searched for.
 const GUESS_LIMIT: usize = 256 * 1024;
 
 /// What became of a document.
 pub(super) enum Decoded {
-    /// Its kind is not among [`KINDS`].
+    /// Its kind is not among [`KINDS`](super::KINDS).
     UnknownKind,
     /// It cannot be what it says.
     Rejected(Invalid),
@@ -136,12 +118,8 @@ impl Head {
 
     /// Which object it is, when it has a name.
     pub(super) fn object(&self) -> Option<ObjectRef> {
-        let namespaced = KINDS
-            .iter()
-            .find(|(_, kind, _)| *kind == self.kind)
-            .is_none_or(|(.., namespaced)| *namespaced);
         let namespace = match self.namespace.as_deref() {
-            _ if !namespaced => "",
+            _ if !Kind::is_namespaced(&self.kind) => "",
             None | Some("") => "default",
             Some(namespace) => namespace,
         };
@@ -172,9 +150,7 @@ pub(super) fn guess_head(text: &str) -> Option<Head> {
 
 /// Reads the object that `head` announces.
 pub(super) fn object(head: &Head, value: &Value) -> Decoded {
-    let known =
-        |(api_version, kind, _): &&(&str, &str, bool)| *api_version == head.api_version && *kind == head.kind;
-    let Some((_, kind, _)) = KINDS.iter().find(known) else {
+    let Some(kind) = Kind::of(&head.api_version, &head.kind) else {
         return Decoded::UnknownKind;
     };
     // An element of a typed list comes without these two, which its type wants.
@@ -189,27 +165,11 @@ pub(super) fn object(head: &Head, value: &Value) -> Decoded {
         value => value,
     };
     // k8s-openapi knows one version of a kind, and checks it.
-    match *kind {
-        "Namespace" => convert::<core::Namespace, _>(value, |d, r| namespace(d, r).map(Object::Namespace)),
-        "Node" => convert::<core::Node, _>(value, |d, r| node(d, r).map(Object::Node)),
-        "Pod" => convert::<core::Pod, _>(value, |d, r| pod(d, r).map(Box::new).map(Object::Pod)),
-        "Service" => {
-            convert::<core::Service, _>(value, |d, r| service(d, r).map(Box::new).map(Object::Service))
-        }
-        "EndpointSlice" => convert::<discovery::EndpointSlice, _>(value, |d, r| {
-            endpoint_slice(d, r).map(Object::EndpointSlice)
-        }),
-        "PeerAuthentication" => convert::<PeerAuthenticationDocument, _>(value, |d, r| {
-            peer_authentication(d, r).map(Object::PeerAuthentication)
-        }),
-        "AuthorizationPolicy" => convert::<AuthorizationPolicyDocument, _>(value, |d, r| {
-            authorization_policy(d, r).map(Object::AuthorizationPolicy)
-        }),
-        _ => Decoded::UnknownKind,
-    }
+    kind.decode(value)
 }
 
-fn convert<T, F>(value: &Value, into_model: F) -> Decoded
+/// Reads a document as `T`, and makes a model object of that.
+pub(super) fn convert<T, F>(value: &Value, into_model: F) -> Decoded
 where
     T: DeserializeOwned,
     F: FnOnce(&T, &mut Remarks) -> Result<Object, Invalid>,

@@ -7,6 +7,7 @@ mod authorization_policy;
 mod check;
 mod decode;
 mod exclusions;
+mod kinds;
 mod peer_authentication;
 mod pod;
 mod positions;
@@ -28,8 +29,9 @@ use split::Document;
 
 pub use authorization_policy::{Document as AuthorizationPolicyDocument, authorization_policy};
 pub(crate) use check::special;
+pub use kinds::{KINDS, Kind};
 pub use peer_authentication::{Document as PeerAuthenticationDocument, peer_authentication};
-pub use pod::{namespace, node, pod};
+pub use pod::{PLACEMENT, namespace, node, pod};
 pub use report::{Invalid, Notice, NoticeKind, Origin, Path, Rejection, Remarks, Step};
 pub use service::{endpoint_slice, service};
 
@@ -189,29 +191,10 @@ impl Reader {
         ignored: Vec<Path>,
         remarks: Remarks,
     ) -> Vec<Notice> {
-        let mut notices = Vec::new();
-        let mut add = |path: &Path, kind: NoticeKind, message: String| {
+        notices_of(object, &ignored, remarks, |path| {
             let (line, column) = places.find(at, path);
-            notices.push(Notice {
-                origin: Some(self.origin(line, column)),
-                object: Some(object.clone()),
-                kind,
-                message,
-            });
-        };
-        for path in ignored.iter().take(NAMED_FIELDS) {
-            let message = format!("unknown field {path}: it has no effect");
-            add(path, NoticeKind::UnknownField, message);
-        }
-        if let Some(more) = ignored.len().checked_sub(NAMED_FIELDS).filter(|more| *more > 0) {
-            let message = format!("{more} more unknown fields: they have no effect");
-            add(&Path::default(), NoticeKind::UnknownField, message);
-        }
-        for (path, kind, message) in remarks.0 {
-            add(&path, kind, message);
-        }
-        notices.sort();
-        notices
+            self.origin(line, column)
+        })
     }
 
     fn reject(&mut self, (line, column): (u64, u64), object: Option<ObjectRef>, message: String) {
@@ -230,4 +213,35 @@ impl Reader {
             column,
         }
     }
+}
+
+/// What there is to say about an accepted object; `place` finds where a value of its document stands.
+fn notices_of(
+    object: &ObjectRef,
+    ignored: &[Path],
+    remarks: Remarks,
+    mut place: impl FnMut(&Path) -> Origin,
+) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    let mut add = |path: &Path, kind: NoticeKind, message: String| {
+        notices.push(Notice {
+            origin: Some(place(path)),
+            object: Some(object.clone()),
+            kind,
+            message,
+        });
+    };
+    for path in ignored.iter().take(NAMED_FIELDS) {
+        let message = format!("unknown field {path}: it has no effect");
+        add(path, NoticeKind::UnknownField, message);
+    }
+    if let Some(more) = ignored.len().checked_sub(NAMED_FIELDS).filter(|more| *more > 0) {
+        let message = format!("{more} more unknown fields: they have no effect");
+        add(&Path::default(), NoticeKind::UnknownField, message);
+    }
+    for (path, kind, message) in remarks.0 {
+        add(&path, kind, message);
+    }
+    notices.sort();
+    notices
 }

@@ -12,6 +12,8 @@ use crate::model::{Location, Namespace, Node, Owner, Pod};
 const NETNS: &str = "mesh-agent.io/netns";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const CGROUP: &str = "mesh-agent.io/cgroup";
+/// The annotations that place a pod on its host.
+pub const PLACEMENT: [&str; 2] = [NETNS, CGROUP];
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 const SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 

@@ -200,3 +200,34 @@ fn an_agent_that_is_not_ready_fails_with_the_reasons() {
     assert_eq!(check.level, Level::Fail);
     assert!(check.detail.contains("shop/order"));
 }
+
+#[test]
+fn kinds_that_the_api_server_does_not_tell_of_are_named_with_the_reason() {
+    assert!(api_server(&[]).is_none());
+    let board = |state: KindState, problem: Option<&str>| KindStatus {
+        kind: "Pod".into(),
+        api_version: Some("v1".into()),
+        state,
+        objects: 1,
+        age_seconds: Some(1),
+        lists: 1,
+        watch_restarts: 0,
+        errors: Default::default(),
+        problem: problem.map(str::to_owned),
+    };
+    let good = board(KindState::Watching, None);
+    let absent = board(KindState::Absent, None);
+    assert_eq!(api_server(&[good.clone(), absent]).unwrap().level, Level::Ok);
+    let lost = board(KindState::Lost, Some("it cannot be reached"));
+    let check = api_server(&[good.clone(), lost]).unwrap();
+    assert_eq!(check.level, Level::Warn);
+    assert!(
+        check.detail.contains("1 of 2 kinds") && check.detail.contains("Pod: lost: it cannot be reached")
+    );
+    assert_eq!(
+        api_server(&[good, board(KindState::Waiting, None)])
+            .unwrap()
+            .level,
+        Level::Fail
+    );
+}

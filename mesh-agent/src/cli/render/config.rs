@@ -5,6 +5,7 @@ use mesh_core::model::ObjectRef;
 
 use super::duration;
 use crate::admin::document::Config;
+use crate::sources::KindStatus;
 
 /// `meshctl config`.
 pub(in crate::cli) fn config(config: &Config) -> String {
@@ -12,12 +13,14 @@ pub(in crate::cli) fn config(config: &Config) -> String {
     let mut out = format!("Snapshot {} has been in force for {age}.\n", config.version);
     for source in &config.sources {
         let state = if source.synced { "" } else { ", not read yet" };
-        out += &format!(
-            "{}: {} objects, {} files{state}\n",
-            source.name,
-            source.objects,
-            source.files.len()
-        );
+        let files = match source.kinds.is_empty() {
+            true => format!(", {} files", source.files.len()),
+            false => String::new(),
+        };
+        out += &format!("{}: {} objects{files}{state}\n", source.name, source.objects);
+        for kind in &source.kinds {
+            out += &kind_line(kind);
+        }
         for file in &source.files {
             if let Some(error) = &file.error {
                 out += &format!("  {} cannot be read: {error}\n", file.path);
@@ -77,4 +80,22 @@ fn note(origin: Option<&Origin>, object: Option<&ObjectRef>, message: &str) -> S
         out += &format!("  {line}\n");
     }
     out
+}
+
+fn kind_line(kind: &KindStatus) -> String {
+    let version = kind.api_version.as_deref().unwrap_or("no version");
+    let heard = match kind.age_seconds {
+        Some(age) => format!("heard {} ago", duration(age)),
+        None => "not heard yet".to_owned(),
+    };
+    let mut line = format!(
+        "  {} ({version}): {}, {} objects, {heard}\n",
+        kind.kind,
+        kind.state.as_str(),
+        kind.objects
+    );
+    if let Some(problem) = &kind.problem {
+        line += &format!("    {problem}\n");
+    }
+    line
 }

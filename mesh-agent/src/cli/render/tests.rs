@@ -3,7 +3,7 @@ use mesh_core::model::ObjectRef;
 
 use super::*;
 use crate::admin::document::*;
-use crate::sources::{FileStatus, SourceState};
+use crate::sources::{FileStatus, KindState, KindStatus, SourceState};
 
 fn narrow(text: &str) -> &str {
     for line in text.lines() {
@@ -282,6 +282,17 @@ fn a_rejection_stands_with_file_line_and_column() {
                 rejected: 1,
                 error: None,
             }],
+            kinds: vec![KindStatus {
+                kind: "AuthorizationPolicy".into(),
+                api_version: Some("security.istio.io/v1".into()),
+                state: KindState::Lost,
+                objects: 2,
+                age_seconds: Some(75),
+                lists: 1,
+                watch_restarts: 3,
+                errors: Default::default(),
+                problem: Some("the API server cannot be reached".into()),
+            }],
         }],
         ..no_config()
     });
@@ -290,6 +301,8 @@ fn a_rejection_stands_with_file_line_and_column() {
         "{text}"
     );
     assert!(text.contains("\nmesh.yaml\n"), "{text}");
+    let kind = "  AuthorizationPolicy (security.istio.io/v1): lost, 2 objects, heard 1m15s ago\n    the API server cannot";
+    assert!(text.contains(kind), "{text}");
     assert!(
         text.contains("the last good version of 1 objects stays in force"),
         "{text}"

@@ -6,6 +6,15 @@ fn readings() -> Readings {
     Readings {
         snapshot_version: 7,
         config_rejections: 2,
+        kinds: vec![KindReading {
+            kind: "Pod".into(),
+            state: "watching",
+            objects: 5,
+            age_seconds: Some(30),
+            lists: 1,
+            watch_restarts: 2,
+            errors: vec![("expired".into(), 3)],
+        }],
         certificates: vec![("spiffe://cluster.local/ns/shop/sa/order".into(), 1_800_000_000)],
         pods_captured: 3,
         pods_failed: 1,
@@ -35,6 +44,10 @@ fn readings() -> Readings {
             refused: vec![("stream", 2)],
         }],
         handovers: vec![("taken_over", 3), ("failed", 1)],
+        discovery: DiscoveryReading {
+            found: vec![("cri", 2), ("proc", 1)],
+            runtime_up: Some(true),
+        },
     }
 }
 
@@ -109,6 +122,11 @@ fn readings_become_metrics() {
     for expected in [
         "mesh_agent_snapshot_version 7",
         "mesh_agent_config_rejections 2",
+        r#"mesh_agent_kubernetes_objects{kind="Pod"} 5"#,
+        r#"mesh_agent_kubernetes_kind_state{kind="Pod",state="watching"} 1"#,
+        r#"mesh_agent_kubernetes_view_age_seconds{kind="Pod"} 30"#,
+        r#"mesh_agent_kubernetes_watch_restarts_total{kind="Pod"} 2"#,
+        r#"mesh_agent_kubernetes_errors_total{kind="Pod",reason="expired"} 3"#,
         r#"mesh_agent_certificate_expiry_timestamp_seconds{identity="spiffe://cluster.local/ns/shop/sa/order"} 1800000000"#,
         r#"mesh_agent_pods{state="captured"} 3"#,
         r#"mesh_agent_bpf_map_entries{map="HANDOFF"} 5"#,

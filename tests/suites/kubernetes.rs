@@ -1,0 +1,12 @@
+//! The API of a Kubernetes cluster as the source of configuration: the one that `KUBECONFIG` names, or else a server of our own.
+
+#[path = "kubernetes/away.rs"]
+mod away;
+#[path = "kubernetes/believe.rs"]
+mod believe;
+#[path = "kubernetes/faults.rs"]
+mod faults;
+#[path = "kubernetes/follow.rs"]
+mod follow;
+#[path = "kubernetes/stage.rs"]
+mod stage;
