@@ -11,6 +11,7 @@ mod ranges;
 mod size;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub use kubernetes::{Kubernetes, PodPlacement};
 pub use passes::{ExclusionKind, KubeletCgroup};
 pub use ranges::{Half, RangeError, SandboxRanges};
 pub use size::{parse_size, show_size};
+pub use words::{AccessLog, LogFormat, OnStop};
 
 /// Shortest certificate lifetime: below it, rotation at half-life would not keep up with clock differences.
 const MIN_LIFETIME: Duration = Duration::from_secs(2);
@@ -73,39 +75,6 @@ impl Default for WorkloadBudget {
             buffered_bytes: 64 << 20,
         }
     }
-}
-
-/// What becomes of the captured pods when the agent is told to stop.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum OnStop {
-    /// They are let go.
-    #[default]
-    Release,
-    /// They stay captured: what they open and what is opened to them is refused.
-    Keep,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-/// Where the access log goes, Istio's `accessLogFile`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AccessLog {
-    /// Nowhere.
-    Off,
-    /// Among the agent's log lines (`/dev/stdout`).
-    Stdout,
-    /// Appended to this file.
-    File(PathBuf),
 }
 
 /// The settings in force.
