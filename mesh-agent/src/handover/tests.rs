@@ -64,12 +64,14 @@ async fn a_predecessor_that_leaves_is_followed_until_it_has_left() {
     let successor = tokio::spawn(ask(admin));
     let mut visitor = door.knock().await;
     let ledger = Arc::new(Ledger::of(Counts::default()));
-    let (outcome, followed) = tokio::join!(visitor.yielded(estate()), async {
-        let departure = successor.await.unwrap().unwrap().unwrap().taken().unwrap();
-        let ledger = Arc::clone(&ledger);
-        tokio::spawn(async move { departure.follow(&ledger).await })
+    let (outcome, departure) = tokio::join!(visitor.yielded(estate()), async {
+        successor.await.unwrap().unwrap().unwrap().taken().unwrap()
     });
     assert_eq!(outcome, Outcome::Taken);
+    let followed = {
+        let ledger = Arc::clone(&ledger);
+        tokio::spawn(async move { departure.follow(&ledger).await })
+    };
     assert_eq!(ledger.leaving(), None, "it has not said anything");
     for connections in [7, 3] {
         visitor.draining(connections).await.unwrap();

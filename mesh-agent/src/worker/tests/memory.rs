@@ -104,7 +104,7 @@ async fn idle<F: Future<Output = TcpStream>>(
 /// Streams of whole tunnels.
 const N: isize = 512;
 /// What one takes at most, bytes, over both agents; with its share of a tunnel.
-const MOST: isize = 12 << 10;
+const MOST: isize = 11 << 10;
 
 #[test]
 fn an_idle_connection_takes_little_of_its_agents() {
