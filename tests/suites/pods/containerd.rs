@@ -289,8 +289,8 @@ impl Containerd {
 
 /// A process whose mount namespace is the runtime's: its mounts, and what it leaves at places of its own choice, go with that.
 fn mounts(stage: &Stage, dir: &Path, cgroup: &Cgroup) -> Result<Proc> {
-    let script = "mkdir -p /var/lib/cni /run/containerd && mount -t tmpfs tmpfs /var/lib/cni && \
-                  mount -t tmpfs tmpfs /run/containerd && echo ready && exec sleep 1000";
+    let script =
+        "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && echo ready && exec sleep 1000";
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
     command.in_cgroup(cgroup)?;

@@ -179,13 +179,10 @@ fn sandboxes_of_containerd_are_found_by_its_word_and_the_kernels() -> Result<()>
 
     // The sandbox is made anew: another namespace, the same pod.
     drop(app);
-    let before = server.netns_name()?;
     runtime.stop_sandbox(&server.sandbox)?;
     let server = remake(&stage, &runtime, "server", 22, &server.uid, 1)?;
     stage.config.pod(&server.spec(&stage))?;
     wait_found(&stage, &server)?;
-    // Inodes are used again; a capture of now is one of a process that lives.
-    let _ = before;
     let app = serve(&stage, &server)?;
     check_carried(&stage, &client, &server)?;
 

@@ -57,7 +57,7 @@ fn a_namespace_that_a_container_makes_does_not_take_the_place_of_the_sandboxes()
         inner.push(sleeper(&stage, &pod, "app", &nested, i % 2 == 0 && i > 0)?);
     }
     stage.config.pod(&pod.spec())?;
-    // Two of the five look like first processes of containers: no clear majority against one sandbox is no longer a doubt.
+    // Two of the five look like first processes of containers, against one sandbox: a doubt. With one of them there is none.
     drop(inner.pop());
     drop(inner.pop());
     stage.wait_captured_in(&pod)?;

@@ -43,8 +43,16 @@ impl Host {
     }
 
     fn cgroup(&self, path: &str, pids: &[u32]) {
-        let path = self.dir.path().join("cgroup").join(path);
+        let root = self.dir.path().join("cgroup");
+        let path = root.join(path);
         fs::create_dir_all(&path).unwrap();
+        // Each cgroup has such a file, those above too.
+        for above in path.ancestors().skip(1).take_while(|above| **above != root) {
+            let procs = above.join("cgroup.procs");
+            if !procs.exists() {
+                fs::write(procs, "").unwrap();
+            }
+        }
         let text: String = pids.iter().map(|pid| format!("{pid}\n")).collect();
         fs::write(path.join("cgroup.procs"), text).unwrap();
     }

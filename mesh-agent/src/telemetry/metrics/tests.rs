@@ -45,7 +45,7 @@ fn readings() -> Readings {
         }],
         handovers: vec![("taken_over", 3), ("failed", 1)],
         discovery: DiscoveryReading {
-            found: vec![("cri", 2), ("proc", 1)],
+            found: vec![("cri", 3), ("proc", 0)],
             runtime_up: Some(true),
         },
     }
@@ -135,6 +135,9 @@ fn readings_become_metrics() {
         "# TYPE mesh_agent_bpf_events_total counter",
         "mesh_agent_affinity_sessions 12",
         "mesh_agent_affinity_evictions_total 4",
+        r#"mesh_agent_sandboxes_found{by="cri"} 3"#,
+        r#"mesh_agent_sandboxes_found{by="proc"} 0"#,
+        "mesh_agent_container_runtime_up 1",
         "mesh_agent_connections 0",
         "mesh_agent_label_sets 0",
         "mesh_agent_label_set_overflows_total 0",
