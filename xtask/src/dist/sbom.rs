@@ -69,10 +69,10 @@ fn select(metadata: &Value, checksums: &BTreeMap<(String, String), String>) -> R
             let linked = array(&dependency["dep_kinds"])
                 .iter()
                 .any(|kind| kind["kind"] != "dev");
-            if let (true, Some(id)) = (linked, text(&dependency["pkg"])) {
-                if seen.insert(id.clone()) {
-                    open.push(id);
-                }
+            if let (true, Some(id)) = (linked, text(&dependency["pkg"]))
+                && seen.insert(id.clone())
+            {
+                open.push(id);
             }
         }
     }
