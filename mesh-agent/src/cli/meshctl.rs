@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::exit::{CTL_CODES, Exit};
 use super::render;
 use crate::admin::client::{Client, ClientError, connections_target, explain_target, older_target};
-use crate::admin::document::{BpfLogWanted, Check, Checks, ConnectionFilter, ExplainQuery, Level};
+use crate::admin::document::{BpfLogWanted, Check, Checks, ConnectionFilter, ExplainQuery, Level, Status};
 use crate::admin::{DEFAULT_SOCKET, host};
 use crate::capture::CaptureOptions;
 
@@ -51,6 +51,8 @@ pub enum Command {
     Check,
     /// Version, configuration, pods, connections, certificates in short.
     Status,
+    /// Whether the agent is ready, and what it waits for; exit code 8 when it is not. For probes.
+    Ready(ReadyArgs),
     /// The workloads that the agent knows: identity, enrolment, capture, mTLS mode.
     Workloads,
     /// The live connections.
@@ -71,6 +73,14 @@ pub enum Command {
     Bpf(BpfArgs),
     /// Rejected documents with file, line and column; unknown fields, conflicts, and what is ignored.
     Config,
+}
+
+/// Whose readiness counts.
+#[derive(Debug, Args)]
+pub struct ReadyArgs {
+    /// Only that of the agent in this container: while one agent takes over from another, the one that answers may be either.
+    #[arg(long)]
+    pub own: bool,
 }
 
 /// What to explain.
@@ -159,6 +169,14 @@ enum CtlError {
     Client(#[from] ClientError),
     #[error("the agent behind {path} did not answer within {seconds} s: see its log")]
     Timeout { path: PathBuf, seconds: u64 },
+    #[error(
+        "cannot tell whose mount namespace {path} is: {source}; does meshctl see the host's processes (hostPID)?"
+    )]
+    Namespace {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("cannot print: {0}")]
     Print(#[from] std::io::Error),
     #[error("cannot print as JSON: {0}")]
@@ -203,6 +221,7 @@ async fn show(cli: &Cli) -> Result<Exit, CtlError> {
     };
     let text = match &cli.command {
         Command::Check => return ask.check().await,
+        Command::Ready(args) => return ask.ready(args.own).await,
         Command::Status => ask.shown("/status", render::status).await?,
         Command::Workloads => ask.shown("/workloads", render::workloads).await?,
         Command::Connections(args) => {
@@ -296,7 +315,52 @@ impl Ask<'_> {
     }
 }
 
+/// What `meshctl ready` says.
+#[derive(serde::Serialize)]
+struct Ready {
+    ready: bool,
+    /// Which agent has answered.
+    pid: u32,
+    /// What holds it up.
+    reasons: Vec<String>,
+}
+
+/// Whether the process is in our container: containers have mount namespaces of their own, and an agent stays in its own.
+fn is_neighbour(pid: u32) -> Result<bool, CtlError> {
+    let namespace = |who: &str| {
+        let path = PathBuf::from(format!("/proc/{who}/ns/mnt"));
+        std::fs::read_link(&path).map_err(|source| CtlError::Namespace { path, source })
+    };
+    Ok(namespace("self")? == namespace(&pid.to_string())?)
+}
+
 impl Ask<'_> {
+    /// Whether the agent is ready; the agent of another container, which may be the one that answers, says nothing of ours.
+    async fn ready(&self, own: bool) -> Result<Exit, CtlError> {
+        let status: Status = serde_json::from_slice(&self.bytes("/status").await?)?;
+        let mut answer = Ready {
+            ready: status.ready,
+            pid: status.pid,
+            reasons: status.not_ready,
+        };
+        if own && !is_neighbour(status.pid)? {
+            answer.ready = false;
+            answer.reasons = vec![format!(
+                "the agent that answers, process {}, is another container's",
+                status.pid
+            )];
+        }
+        print(&match self.cli.output {
+            Output::Json => serde_json::to_string_pretty(&answer)?,
+            Output::Table => render::ready(answer.ready, &answer.reasons),
+        })?;
+        Ok(if answer.ready {
+            Exit::Success
+        } else {
+            Exit::CheckFailed
+        })
+    }
+
     /// What the agent says of itself where one runs, else what can be seen of the host without it.
     async fn check(&self) -> Result<Exit, CtlError> {
         let checks: Checks = match self.bytes("/check").await {

@@ -42,6 +42,13 @@ fn text(mut table: Table) -> String {
         .collect()
 }
 
+/// `meshctl ready`.
+pub(super) fn ready(ready: bool, reasons: &[String]) -> String {
+    let word = if ready { "ready" } else { "not ready" };
+    let lines = reasons.iter().map(|reason| format!("- {reason}\n"));
+    format!("{word}\n") + &lines.collect::<String>()
+}
+
 /// `meshctl status`.
 pub(super) fn status(status: &Status) -> String {
     let Status {

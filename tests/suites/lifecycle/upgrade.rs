@@ -389,6 +389,42 @@ fn an_agent_that_does_not_answer_keeps_its_node() -> Result<()> {
     })
 }
 
+/// Waits until a successor serves every new connection.
+fn wait_relieved(agent: &Agent) -> Result<()> {
+    wait_for("it is relieved", Duration::from_secs(20), || {
+        let log = agent.log();
+        ensure!(log.contains("relieved: draining"), "{log}");
+        Ok(())
+    })
+}
+
+/// As a probe in a container that is not the agent's asks, and as one in the agent's own does.
+#[test]
+fn readiness_can_be_asked_of_the_agent_of_ones_own_container_alone() -> Result<()> {
+    let scene = Scene::with("u", false, |agent| agent)?;
+    let ready = scene.a1.meshctl(&["ready", "--own"])?;
+    ensure!(
+        ready["ready"] == true && ready["pid"] == scene.a1.pid(),
+        "{ready}"
+    );
+    let meshctl = mesh_tests::harness::agent_binary()?.with_file_name("meshctl");
+    let elsewhere = |args: &[&str]| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "--"]).arg(&meshctl).args(args);
+        let args = scene.a1.args().iter().skip_while(|arg| *arg != "--admin-socket");
+        command.arg("--socket").args(args.skip(1).take(1));
+        mesh_tests::harness::run(&mut command, Duration::from_secs(15))
+    };
+    let said = elsewhere(&["ready"])?;
+    ensure!(said.status.success() && said.stdout == "ready\n", "{said:?}");
+    let said = elsewhere(&["ready", "--own"])?;
+    ensure!(
+        said.status.code() == Some(8) && said.stdout.contains("another container's"),
+        "{said:?}"
+    );
+    Ok(())
+}
+
 /// What a supervisor does that starts the new agent first and ends the old one then, such as a DaemonSet with a surge.
 #[test]
 fn a_supervisor_that_ends_the_old_agent_does_not_cut_short_what_it_carries() -> Result<()> {
@@ -399,6 +435,7 @@ fn a_supervisor_that_ends_the_old_agent_does_not_cut_short_what_it_carries() -> 
         .load_in_background(&["keep", &format!("{WEB4}:80"), "--count", "5"])?;
     kept.wait_held(LONG)?;
     let next = scene.a1.successor().start()?;
+    wait_relieved(&scene.a1)?;
     scene.a1.proc().signal(Signal::SIGTERM)?;
     wait_for("it has heard", Duration::from_secs(15), || {
         let log = scene.a1.log();

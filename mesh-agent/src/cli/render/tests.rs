@@ -16,6 +16,12 @@ fn narrow(text: &str) -> &str {
     text
 }
 
+#[test]
+fn readiness_is_a_word_and_reasons() {
+    assert_eq!(ready(true, &[]), "ready\n");
+    assert_eq!(ready(false, &["it drains".into()]), "not ready\n- it drains\n");
+}
+
 fn party_entry(name: &str, address: &str) -> PartyEntry {
     PartyEntry {
         address: address.parse().unwrap(),
