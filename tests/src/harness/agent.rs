@@ -28,6 +28,8 @@ pub struct AgentBuilder {
     /// Behind the names of its cgroup and of its log: agents of one node may run beside each other.
     instance: String,
     args: Vec<String>,
+    /// The program that becomes the agent, with its arguments; none as a rule.
+    by: Vec<String>,
     env: Vec<(String, String)>,
     netns: PathBuf,
     node_cgroup: PathBuf,
@@ -54,6 +56,13 @@ impl AgentBuilder {
         self
     }
 
+    /// Has `words` (a program that executes what is named behind its arguments, such as setpriv) become the agent.
+    #[must_use]
+    pub fn by(mut self, words: &[&str]) -> Self {
+        self.by = words.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -75,7 +84,14 @@ impl AgentBuilder {
 
     fn command(&self) -> Result<(Command, Cgroup)> {
         let cgroup = Cgroup::create(self.node_cgroup.join(format!("agent{}", self.instance)))?;
-        let mut command = Command::new(agent_binary()?);
+        let mut words = self.by.iter();
+        let mut command = match words.next() {
+            Some(program) => Command::new(program),
+            None => Command::new(agent_binary()?),
+        };
+        if !self.by.is_empty() {
+            command.args(words).arg(agent_binary()?);
+        }
         command
             .args(&self.args)
             .envs(self.env.iter().map(|(k, v)| (k, v)));
@@ -172,6 +188,7 @@ impl Agent {
             name: name.to_owned(),
             instance: String::new(),
             args: vec!["run".to_owned()],
+            by: Vec::new(),
             env: vec![("MESH_AGENT_LOG".to_owned(), "info,mesh_agent=debug".to_owned())],
             netns: node.netns().path().to_owned(),
             node_cgroup: node.cgroup().path().to_owned(),

@@ -154,3 +154,49 @@ fn says(workload: &serde_json::Value, part: &str) -> bool {
         .as_str()
         .is_some_and(|why| why.contains(part))
 }
+
+/// The capabilities that deploy/kubernetes/daemonset.yaml adds, as setpriv names them.
+fn daemonsets_capabilities() -> Result<Vec<String>> {
+    let manifest = include_str!("../../../deploy/kubernetes/daemonset.yaml");
+    let (_, after) = manifest
+        .split_once("              add:\n")
+        .context("nothing is added")?;
+    let listed = after
+        .lines()
+        .map(str::trim)
+        .take_while(|line| line.starts_with("- ") && !line.contains(':') || line.starts_with('#'));
+    let names: Vec<String> = listed
+        .filter_map(|line| line.strip_prefix("- "))
+        .map(str::to_lowercase)
+        .collect();
+    if names.is_empty() || !manifest.contains("drop: [ALL]") {
+        bail!("the manifest has another shape: {names:?}");
+    }
+    Ok(names)
+}
+
+#[test]
+fn with_no_more_capabilities_than_the_daemonsets_pods_are_found_and_carried() -> Result<()> {
+    let mut bounds = "-all".to_owned();
+    for name in daemonsets_capabilities()? {
+        bounds += &format!(",+{name}");
+    }
+    let words = ["setpriv", "--bounding-set", &bounds, "--inh-caps", "-all"];
+    let stage = Stage::with(|agent| agent.by(&words))?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", stage.agent()?.pid()))?;
+    let line = |name: &str| {
+        let found = status.lines().find_map(|line| line.strip_prefix(name));
+        u64::from_str_radix(found.unwrap_or_default().trim(), 16)
+    };
+    assert_eq!(
+        line("CapEff:")?.count_ones() as usize,
+        daemonsets_capabilities()?.len(),
+        "{status}"
+    );
+    let client = stage.pod("client", Layout::Cgroupfs)?;
+    let mut server = stage.pod("server", Layout::Systemd)?;
+    server.serve("app")?;
+    stage.wait_captured_in(&client)?;
+    stage.wait_captured_in(&server)?;
+    stage.check_carried(&client, server.pod.ip4())
+}
