@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::build;
 use crate::project::Project;
 use crate::run;
+use crate::toolchain::cargo_home;
 
 /// The binaries that are shipped.
 pub(crate) const BINARIES: [&str; 2] = ["mesh-agent", "meshctl"];
@@ -28,9 +29,9 @@ impl Shipped {
         build::objects(project)?;
         let mut cargo = project.foreign_cargo();
         cargo
-            .env("CARGO_ENCODED_RUSTFLAGS", flags(project)?)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(project))
             .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
-            .env("CFLAGS", maps(project)?)
+            .env("CFLAGS", maps(project))
             // Named, so that the flags are not those of build scripts and procedural macros, which cannot be static.
             .args([
                 "build",
@@ -71,27 +72,23 @@ pub(crate) fn host() -> String {
 }
 
 /// The directories whose names must not get into a binary, and what stands for them.
-fn places(project: &Project) -> Result<[(PathBuf, &'static str); 2]> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")))
-        .context("neither CARGO_HOME nor HOME is set")?;
-    Ok([(home, "cargo"), (project.root().to_owned(), "mesh-agent")])
+fn places(project: &Project) -> [(PathBuf, &'static str); 2] {
+    [(cargo_home(), "cargo"), (project.root().to_owned(), "mesh-agent")]
 }
 
 /// The compiler's flags, separated as CARGO_ENCODED_RUSTFLAGS has them.
-fn flags(project: &Project) -> Result<String> {
+fn flags(project: &Project) -> String {
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    for (place, name) in places(project)? {
+    for (place, name) in places(project) {
         flags.push(format!("--remap-path-prefix={}={name}", place.display()));
     }
-    Ok(flags.join("\u{1f}"))
+    flags.join("\u{1f}")
 }
 
 /// The same for the C compiler.
-fn maps(project: &Project) -> Result<String> {
-    let flags = places(project)?.map(|(place, name)| format!("-ffile-prefix-map={}={name}", place.display()));
-    Ok(flags.join(" "))
+fn maps(project: &Project) -> String {
+    let flags = places(project).map(|(place, name)| format!("-ffile-prefix-map={}={name}", place.display()));
+    flags.join(" ")
 }
 
 /// Fails if a binary wants a dynamic linker, or tells where it was built.
@@ -108,7 +105,7 @@ fn check(project: &Project, file: &Path) -> Result<()> {
         );
     }
     let content = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    for (place, _) in places(project)? {
+    for (place, _) in places(project) {
         let place = format!("{}/", place.display());
         if content
             .windows(place.len())

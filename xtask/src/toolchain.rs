@@ -76,9 +76,10 @@ impl Toolchain {
         command
             .arg("--config")
             .arg(format!("target.{TARGET}.linker=\"{}\"", self.linker.display()));
-        // Where the clone is must not show in the objects.
+        // Where the clone and cargo's home are must not show in the objects.
         command.arg("--config").arg(format!(
-            "target.{TARGET}.rustflags=[\"-Cdebuginfo=2\",\"-Clink-arg=--btf\",\"--remap-path-prefix={}=.\"]",
+            "target.{TARGET}.rustflags=[\"-Cdebuginfo=2\",\"-Clink-arg=--btf\",\"--remap-path-prefix={}=cargo\",\"--remap-path-prefix={}=.\"]",
+            cargo_home().display(),
             project.root().display()
         ));
         command
@@ -87,12 +88,20 @@ impl Toolchain {
     /// What the objects depend on besides their sources.
     pub(crate) fn description(&self) -> String {
         format!(
-            "{}, LLVM {}, {}",
+            "{}, LLVM {}, {}, paths remapped",
             self.found.version,
             self.found.llvm,
             self.linker.display()
         )
     }
+}
+
+/// Where cargo keeps the sources of dependencies.
+pub(crate) fn cargo_home() -> PathBuf {
+    std::env::var_os("CARGO_HOME").map_or_else(
+        || std::env::home_dir().unwrap_or_default().join(".cargo"),
+        PathBuf::from,
+    )
 }
 
 /// The first compiler on this machine that can compile for BPF.
