@@ -1,6 +1,6 @@
 //! The node agent: captures the sockets of enrolled pods, gives them identities, carries their connections over mutual TLS.
 //!
-//! Modules import downward only: `state`, `affinity`, `settings` → `telemetry`, `identity`, `capture`, `sources` → `tunnel` → `outbound`,
+//! Modules import downward only: `state`, `affinity`, `settings`, `percent` → `telemetry`, `identity`, `capture`, `sources` → `tunnel` → `outbound`,
 //! `inbound` → `worker` → `admin` → `handover`, `sandbox` → `app`, `cli`. Only `app` constructs everything.
 
 /// Target of the log lines that the BPF programs' debug lines become. They are logged at DEBUG whatever the filter says: they come only
@@ -16,6 +16,7 @@ pub mod handover;
 pub mod identity;
 pub mod inbound;
 pub mod outbound;
+mod percent;
 pub mod sandbox;
 pub mod settings;
 pub mod sources;

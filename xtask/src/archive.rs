@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use flate2::{Compression, GzBuilder};
+use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
 /// An archive that is being made.
@@ -73,6 +74,14 @@ pub(crate) fn gzip(content: &[u8]) -> Result<Vec<u8>> {
     let mut writer = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     writer.write_all(content)?;
     Ok(writer.finish()?)
+}
+
+/// SHA-256 of `content`, in hexadecimal digits.
+pub(crate) fn digest(content: &[u8]) -> String {
+    Sha256::digest(content)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::archive::{Archive, gzip};
+use crate::archive::{Archive, digest, gzip};
 use crate::project::Project;
 use crate::run;
 use crate::ship::{self, BINARIES, Shipped};
@@ -44,7 +44,7 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     })?;
     let mut sums = String::new();
     for (file, bytes) in &made {
-        sums += &format!("{}  {file}\n", sbom::digest(bytes));
+        sums += &format!("{}  {file}\n", digest(bytes));
         write(&output.join(file), bytes)?;
     }
     write(&output.join("SHA256SUMS"), sums.as_bytes())?;

@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::document::{ConnectionFilter, ExplainQuery, Failure};
+use crate::percent::encoded;
 
 /// Largest answer that is read: some 100,000 connections.
 const MAX_ANSWER: usize = 128 << 20;
@@ -191,8 +192,8 @@ pub fn older_target(filter: &ConnectionFilter) -> String {
 pub fn explain_target(query: &ExplainQuery) -> String {
     format!(
         "/explain?source={}&destination={}",
-        percent_encoded(&query.source),
-        percent_encoded(&query.destination)
+        encoded(&query.source),
+        encoded(&query.destination)
     )
 }
 
@@ -200,25 +201,13 @@ fn filtered(path: &str, filter: &ConnectionFilter) -> String {
     let pairs = [("workload", &filter.workload), ("namespace", &filter.namespace)];
     let query: Vec<String> = pairs
         .into_iter()
-        .filter_map(|(key, value)| Some(format!("{key}={}", percent_encoded(value.as_deref()?))))
+        .filter_map(|(key, value)| Some(format!("{key}={}", encoded(value.as_deref()?))))
         .collect();
     if query.is_empty() {
         path.to_owned()
     } else {
         format!("{path}?{}", query.join("&"))
     }
-}
-
-/// RFC 3986, section 2.1: everything but unreserved characters.
-fn percent_encoded(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! The informative headers of a CONNECT: `forwarded` (RFC 7239) and `baggage` (W3C). Hints from a peer, never identity.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderValue};
 use mesh_core::model::Workload;
+
+use crate::percent::encoded;
 
 /// Names the refusal in the answer to a CONNECT that is refused: what to look for at the destination's agent. Ours; peers pass over it.
 pub const REFUSAL: &str = "x-mesh-refusal-id";
@@ -42,13 +44,7 @@ pub fn baggage(source: &Workload) -> Option<HeaderValue> {
         }
         value.push_str(key);
         value.push('=');
-        for byte in text.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                value.push(char::from(byte));
-            } else {
-                let _ = write!(value, "%{byte:02X}");
-            }
-        }
+        value.extend(encoded(text));
     }
     HeaderValue::try_from(value).ok()
 }

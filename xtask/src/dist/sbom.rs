@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::project::Project;
 use crate::ship::Shipped;
@@ -166,14 +165,6 @@ pub(super) fn document(shipped: &Shipped, components: &[Component]) -> Value {
         },
         "components": entries,
     })
-}
-
-/// SHA-256, in hexadecimal digits.
-pub(super) fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 #[cfg(test)]

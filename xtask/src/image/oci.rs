@@ -3,9 +3,8 @@
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::archive::{Archive, gzip};
+use crate::archive::{Archive, digest, gzip};
 
 /// An image that is being made.
 pub(super) struct Image {
@@ -130,13 +129,6 @@ impl Image {
             "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{unpacked}")] },
         })
     }
-}
-
-fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::access::{self, Access};
 use super::lines::Lines;
 use super::trouble::{Status, Trouble};
+use crate::percent::encoded;
 
 /// How long the server may take until it begins to answer. It may hold a request back for a minute when it has much to do.
 const ANSWER: Duration = Duration::from_secs(75);
@@ -190,13 +191,7 @@ pub(super) fn with_query(path: &str, pairs: &[(&str, &str)]) -> String {
         whole.push(if i == 0 { '?' } else { '&' });
         whole.push_str(key);
         whole.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                whole.push(char::from(byte));
-            } else {
-                whole.push_str(&format!("%{byte:02X}"));
-            }
-        }
+        whole.extend(encoded(value));
     }
     whole
 }
