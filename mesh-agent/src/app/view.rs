@@ -72,6 +72,7 @@ impl AgentView {
         };
         Readings {
             snapshot_version: snapshot.version(),
+            snapshot_building: self.sources.building(),
             config_rejections: snapshot.diagnostics().rejections.len() as u64,
             kinds: self.sources.kinds().into_iter().map(kind_reading).collect(),
             certificates: self.identities.expiries().into_iter().map(seconds).collect(),
@@ -167,8 +168,8 @@ impl View for AgentView {
                 version: snapshot.version(),
                 age_seconds: sources.age_seconds,
                 view_age_seconds: sources.view_age(),
-                workloads: snapshot.workloads().count(),
-                services: snapshot.services().count(),
+                workloads: snapshot.workload_count(),
+                services: snapshot.service_count(),
             },
             pods: pod_counts(&snapshot, &self.capture.states()),
             connections: ConnectionCounts {

@@ -14,39 +14,23 @@ use super::sys::Table;
 /// Stands for all addresses.
 const ALL: Addr = Addr([0; 4]);
 
-/// Addresses of enrolled workloads, contested ones too, and those of services that lead to one of them.
-pub(super) fn addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
-    let mut all: BTreeSet<IpAddr> = snapshot
-        .workloads()
-        .filter(|workload| workload.enrolment.is_enrolled())
-        .flat_map(|workload| workload.addresses.iter().copied())
-        .collect();
-    let vips: Vec<IpAddr> = snapshot
-        .services()
-        .filter(|service| {
-            let mut endpoints = service.endpoints.values().flatten();
-            endpoints.any(|endpoint| all.contains(&endpoint.address.ip()))
-        })
-        .flat_map(|service| service.vips.iter().copied())
-        .collect();
-    all.extend(vips);
-    all
-}
-
 impl Capture {
-    /// Brings the kernel's set in line. Blocks for as long as the set is large: not for the data path.
+    /// Brings the kernel's set in line with `snapshot`. What has changed since the snapshot `told`, which it is in line with, costs what has
+    /// changed; without that, as much as there is. Blocks: not for the data path.
     ///
     /// # Errors
-    /// When the kernel refuses. Then, and when there are more addresses than fit, every address counts as enrolled.
-    pub(super) fn put_enrolled(&self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+    /// When the kernel refuses. Then, and when there are more addresses than fit, every address counts as enrolled, and the set is in line
+    /// with no snapshot.
+    pub(super) fn put_enrolled(&self, snapshot: &Snapshot, told: Option<u64>) -> io::Result<()> {
         // One place is for the mark that stands for all.
-        let fits = addresses.len() < MAX_ENROLLED as usize;
-        let brought = if fits {
-            bring(&self.enrolled, addresses)
-        } else {
-            Err(io::ErrorKind::StorageFull.into())
+        let fits = snapshot.enrolled_count() < MAX_ENROLLED as usize;
+        let brought = match told.and_then(|version| snapshot.enrolled_since(version)) {
+            _ if !fits => Err(io::ErrorKind::StorageFull.into()),
+            Some(changed) => follow(&self.enrolled, snapshot, &changed),
+            None => bring(&self.enrolled, &snapshot.enrolled_addresses().collect()),
         };
         match brought {
+            Ok(()) if told.is_some() => Ok(()),
             Ok(()) => self.enrolled.remove(&ALL).map(drop),
             Err(error) => {
                 self.enrolled.insert(&ALL, &1)?;
@@ -54,6 +38,20 @@ impl Capture {
             }
         }
     }
+}
+
+/// New ones first, as below.
+fn follow(table: &Table<Addr, u32>, snapshot: &Snapshot, changed: &BTreeSet<IpAddr>) -> io::Result<()> {
+    let (new, old): (Vec<&IpAddr>, Vec<&IpAddr>) = changed
+        .iter()
+        .partition(|address| snapshot.is_enrolled_at(**address));
+    for address in new {
+        table.insert(&Addr::from_ip(*address), &1)?;
+    }
+    for address in old.into_iter().filter(|address| Addr::from_ip(**address) != ALL) {
+        table.remove(&Addr::from_ip(*address))?;
+    }
+    Ok(())
 }
 
 /// New ones first: a moment with too many refuses, one with too few would let pass.

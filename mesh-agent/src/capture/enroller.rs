@@ -14,7 +14,6 @@ use tracing::{debug, warn};
 
 use super::PodServer;
 use super::discovery::{self, Discovery, DiscoveryStatus, Follower, Runtimes, Sandbox};
-use super::enrolled;
 use super::error::EnrolError;
 use super::local::Local;
 use super::node::{Capture, CaptureState};
@@ -52,12 +51,7 @@ pub async fn run(
         let pass = move || {
             let now = Instant::now();
             enroller.tell_enrolled(&snapshot);
-            let local = Local::of(
-                &snapshot,
-                &enroller.capture.options().node_name,
-                enroller.discovery.as_mut(),
-                now,
-            );
+            let local = Local::of(&snapshot, enroller.discovery.as_mut(), now);
             enroller.pass(&local, now);
             enroller.see_to_what_passes(&snapshot, now);
             enroller
@@ -189,7 +183,8 @@ impl Enroller {
         if self.told == Some(snapshot.version()) {
             return;
         }
-        match self.capture.put_enrolled(&enrolled::addresses(snapshot)) {
+        let told = self.told.take();
+        match self.capture.put_enrolled(snapshot, told) {
             Ok(()) => self.told = Some(snapshot.version()),
             Err(error) => warn!(
                 %error,

@@ -31,20 +31,15 @@ pub(super) struct Local {
 }
 
 impl Local {
-    /// Those of `snapshot` on `node`. Without `discovery` only annotations count.
-    pub(super) fn of(
-        snapshot: &Snapshot,
-        node: &str,
-        discovery: Option<&mut Discovery>,
-        now: Instant,
-    ) -> Self {
-        let is_local = |w: &&Arc<Workload>| w.node == node && w.enrolment.is_enrolled() && !w.host_network;
+    /// Those of `snapshot`. Without `discovery` only annotations count.
+    pub(super) fn of(snapshot: &Snapshot, discovery: Option<&mut Discovery>, now: Instant) -> Self {
+        let is_ours = |w: &&Arc<Workload>| w.enrolment.is_enrolled() && !w.host_network;
         let mut local = Self {
             known: snapshot.version() > 0,
             ..Self::default()
         };
         let mut searched: BTreeMap<&str, &Arc<Workload>> = BTreeMap::new();
-        for workload in snapshot.workloads().filter(is_local) {
+        for workload in snapshot.local_workloads().filter(is_ours) {
             if let Some(spec) = PodSpec::of(workload) {
                 local.placed.insert(spec.uid.clone(), spec);
                 continue;

@@ -15,6 +15,7 @@ mod status;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use mesh_core::manifest::{Accepted, Notice, Rejection};
@@ -69,7 +70,7 @@ pub struct Held {
     /// The version in force.
     pub accepted: Option<Accepted>,
     /// Why a later one is not.
-    pub rejection: Option<Rejection>,
+    pub rejection: Option<Box<Rejection>>,
 }
 
 impl Held {
@@ -83,7 +84,7 @@ impl Held {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Objects that are new, different or gone.
-    pub objects: Vec<(ObjectRef, Held)>,
+    pub objects: Vec<(Arc<ObjectRef>, Held)>,
     /// What there is to say by subject, such as a kind; `None` takes it back.
     pub notices: Vec<(String, Option<Notice>)>,
     /// Everything that the source holds has been said now.

@@ -1,19 +1,20 @@
 //! Puts the reports of all sources together and publishes a snapshot whenever something changed. One thread of its own: building never
 //! stalls a worker.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::manifest::{Accepted, Notice, NoticeKind, Rejection};
-use mesh_core::model::{Object, ObjectRef};
-use mesh_core::snapshot::{Diagnostics, MeshSettings, Snapshot};
+use mesh_core::model::ObjectRef;
+use mesh_core::snapshot::{Builder, Diagnostics, MeshSettings, Snapshot};
 
+use super::status::Standing;
 use super::{
     Changes, ConfigurationSource, Held, KindBoard, Report, ReportSink, RunningSource, SourceError,
-    SourceState, SourceStatus, StatusReader,
+    SourceState, StatusReader,
 };
 use crate::state::SnapshotCell;
 
@@ -78,10 +79,8 @@ impl Publisher {
         while let Ok(message) = inbox.try_recv() {
             state.take(message);
         }
-        state.changed = false;
         let first = if state.is_complete() {
-            state.objects = state.objects();
-            state.build(1)
+            state.build(1).0
         } else {
             Snapshot::empty(state.settings.clone())
         };
@@ -138,10 +137,25 @@ struct Holding {
     complete: bool,
     /// Of a source that says everything each time.
     report: Report,
+    /// Where in the report the versions of an object are.
+    places: HashMap<Arc<ObjectRef>, Vec<usize>>,
     /// Of a source that says what is different.
-    objects: BTreeMap<ObjectRef, Held>,
+    objects: HashMap<Arc<ObjectRef>, Held>,
+    /// Those of which a later version is not in force.
+    rejected: BTreeSet<Arc<ObjectRef>>,
     notices: BTreeMap<String, Notice>,
     kinds: KindBoard,
+}
+
+/// What is different from what was built last.
+#[derive(Default)]
+struct Different {
+    /// Objects of which a source has another version.
+    objects: HashSet<Arc<ObjectRef>>,
+    /// What there is to say about documents that gave no object.
+    documents: bool,
+    /// What sources look like: whether they are complete, which files they have.
+    sources: bool,
 }
 
 impl Holding {
@@ -150,56 +164,82 @@ impl Holding {
             name: source.name(),
             complete: false,
             report: Report::default(),
-            objects: BTreeMap::new(),
+            places: HashMap::new(),
+            objects: HashMap::new(),
+            rejected: BTreeSet::new(),
             notices: BTreeMap::new(),
             kinds: source.kinds(),
         }
     }
 
-    /// Whether that is different from before.
-    fn replace(&mut self, report: Report) -> bool {
-        let changed = !self.complete || self.report != report;
-        self.report = report;
+    /// Takes over a report, and says what is different by it.
+    fn replace(&mut self, report: Report, different: &mut Different) {
+        different.sources |= !self.complete || self.report.files != report.files;
+        different.documents |=
+            self.report.rejections != report.rejections || self.report.notices != report.notices;
+        let mut places: HashMap<Arc<ObjectRef>, Vec<usize>> = HashMap::new();
+        for (place, one) in report.accepted.iter().enumerate() {
+            places.entry(Arc::new(one.object.name())).or_default().push(place);
+        }
+        let before = std::mem::replace(&mut self.report, report);
+        let before_places = std::mem::replace(&mut self.places, places);
+        let versions = |report: &'_ Report, places: Option<&Vec<usize>>| -> Vec<Accepted> {
+            let places = places.into_iter().flatten();
+            places
+                .filter_map(|place| report.accepted.get(*place).cloned())
+                .collect()
+        };
+        for name in before_places.keys().chain(self.places.keys()) {
+            let old = versions(&before, before_places.get(name));
+            if old != versions(&self.report, self.places.get(name)) {
+                different.objects.insert(Arc::clone(name));
+            }
+        }
         self.complete = true;
-        changed
     }
 
-    /// Whether that is different from before. Takes as long as there are changes, however much is held.
-    fn change(&mut self, changes: Changes) -> bool {
-        let mut changed = changes.complete && !self.complete;
+    /// Takes over changes, and says what is different by them. Takes as long as there are changes, however much is held.
+    fn change(&mut self, changes: Changes, different: &mut Different) {
+        different.sources |= changes.complete && !self.complete;
         self.complete |= changes.complete;
         for (name, held) in changes.objects {
-            if self.objects.get(&name) == Some(&held) {
+            let before = self.objects.get(&name);
+            if before == Some(&held) || (before.is_none() && held.is_gone()) {
                 continue;
             }
-            changed |= if held.is_gone() {
-                self.objects.remove(&name).is_some()
+            let rejection = |held: Option<&Held>| held.and_then(|held| held.rejection.clone());
+            different.documents |= rejection(before) != rejection(Some(&held));
+            match held.rejection.is_some() {
+                true => drop(self.rejected.insert(Arc::clone(&name))),
+                false => drop(self.rejected.remove(&name)),
+            }
+            different.objects.insert(Arc::clone(&name));
+            if held.is_gone() {
+                self.objects.remove(&name);
             } else {
                 self.objects.insert(name, held);
-                true
-            };
+            }
         }
         for (subject, notice) in changes.notices {
-            changed |= match notice {
-                None => self.notices.remove(&subject).is_some(),
-                Some(notice) if self.notices.get(&subject) == Some(&notice) => false,
-                Some(notice) => {
-                    self.notices.insert(subject, notice);
-                    true
-                }
-            };
+            different.documents |= self.notices.get(&subject) != notice.as_ref();
+            match notice {
+                None => drop(self.notices.remove(&subject)),
+                Some(notice) => drop(self.notices.insert(subject, notice)),
+            }
         }
-        changed
     }
 
-    fn accepted(&self) -> impl Iterator<Item = &Accepted> {
-        let objects = self.objects.values().filter_map(|held| held.accepted.as_ref());
-        self.report.accepted.iter().chain(objects)
+    /// The versions of an object, of which the first holds.
+    fn versions(&self, name: &ObjectRef) -> impl Iterator<Item = &Accepted> {
+        let places = self.places.get(name).into_iter().flatten();
+        let reported = places.filter_map(|place| self.report.accepted.get(*place));
+        reported.chain(self.objects.get(name).and_then(|held| held.accepted.as_ref()))
     }
 
     fn rejections(&self) -> impl Iterator<Item = &Rejection> {
-        let objects = self.objects.values().filter_map(|held| held.rejection.as_ref());
-        self.report.rejections.iter().chain(objects)
+        let held = self.rejected.iter().filter_map(|name| self.objects.get(name));
+        let held = held.filter_map(|held| held.rejection.as_deref());
+        self.report.rejections.iter().chain(held)
     }
 
     fn notices(&self) -> impl Iterator<Item = &Notice> {
@@ -210,22 +250,23 @@ impl Holding {
 struct State {
     settings: MeshSettings,
     sources: Vec<Holding>,
-    changed: bool,
-    /// Those of the snapshot in force.
-    objects: Vec<Arc<Object>>,
-    told: HashSet<Rejection>,
-    noted: HashSet<Notice>,
+    builder: Builder,
+    different: Different,
+    /// What has been logged of what there is to say.
+    told: Arc<Diagnostics>,
+    /// What making snapshots has taken so far, and the last one of it.
+    building: (Duration, Duration),
 }
 
 impl State {
     fn new(settings: MeshSettings, sources: Vec<Holding>) -> Self {
         Self {
+            builder: Builder::new(settings.clone()),
             settings,
             sources,
-            changed: false,
-            objects: Vec::new(),
-            told: HashSet::new(),
-            noted: HashSet::new(),
+            different: Different::default(),
+            told: Arc::default(),
+            building: Default::default(),
         }
     }
 
@@ -245,10 +286,10 @@ impl State {
                 return;
             }
             last = Instant::now();
-            if !self.is_complete() {
-                status.replace(self.status(&cell.load()));
-            } else if std::mem::take(&mut self.changed) {
+            if self.is_complete() {
                 self.publish(cell, status);
+            } else {
+                status.replace(self.status(&cell.load()));
             }
         }
     }
@@ -256,14 +297,15 @@ impl State {
     /// Puts the next snapshot in force, unless it would say the same as the current one (a comment was added, a file was moved).
     fn publish(&mut self, cell: &SnapshotCell, status: &StatusReader) {
         let current = cell.load();
-        let objects = self.objects();
-        let next = self.build(current.version() + 1);
+        let looks = std::mem::take(&mut self.different.sources);
+        let (next, changed) = self.build(current.version() + 1);
         let known = current.version() > 0;
-        if known && objects == self.objects && next.diagnostics() == current.diagnostics() {
-            status.replace(self.status(&current));
+        if known && !changed {
+            if looks {
+                status.replace(self.status(&current));
+            }
             return;
         }
-        self.objects = objects;
         self.log(&next);
         let next = Arc::new(next);
         cell.publish(next.clone());
@@ -272,16 +314,17 @@ impl State {
 
     /// Takes over a message. `false` to stop.
     fn take(&mut self, message: Message) -> bool {
+        let different = &mut self.different;
         match message {
             Message::Stop => return false,
             Message::Report { source, report } => {
                 if let Some(holding) = self.sources.get_mut(source) {
-                    self.changed |= holding.replace(report);
+                    holding.replace(report, different);
                 }
             }
             Message::Changes { source, changes } => {
                 if let Some(holding) = self.sources.get_mut(source) {
-                    self.changed |= holding.change(changes);
+                    holding.change(changes, different);
                 }
             }
         }
@@ -304,28 +347,34 @@ impl State {
         }
     }
 
-    fn accepted(&self) -> impl Iterator<Item = &Accepted> {
-        self.sources.iter().flat_map(Holding::accepted)
+    /// The snapshot of what sources hold now, and whether it says anything else than the one before it.
+    fn build(&mut self, version: u64) -> (Snapshot, bool) {
+        let began = Instant::now();
+        let Different {
+            objects, documents, ..
+        } = std::mem::take(&mut self.different);
+        if documents {
+            self.builder.documents(Diagnostics {
+                rejections: self
+                    .sources
+                    .iter()
+                    .flat_map(Holding::rejections)
+                    .cloned()
+                    .collect(),
+                notices: self.sources.iter().flat_map(Holding::notices).cloned().collect(),
+            });
+        }
+        for name in &objects {
+            let versions = self.sources.iter().flat_map(|source| source.versions(name));
+            self.builder.set(name, versions);
+        }
+        let made = self.builder.next(version);
+        let took = began.elapsed();
+        self.building = (self.building.0 + took, took);
+        made
     }
 
-    fn objects(&self) -> Vec<Arc<Object>> {
-        self.accepted().map(|one| one.object.clone()).collect()
-    }
-
-    fn build(&self, version: u64) -> Snapshot {
-        let diagnostics = Diagnostics {
-            rejections: self
-                .sources
-                .iter()
-                .flat_map(Holding::rejections)
-                .cloned()
-                .collect(),
-            notices: self.sources.iter().flat_map(Holding::notices).cloned().collect(),
-        };
-        Snapshot::build(self.settings.clone(), version, self.accepted(), diagnostics)
-    }
-
-    fn status(&self, snapshot: &Snapshot) -> SourceStatus {
+    fn status(&self, snapshot: &Snapshot) -> Standing {
         let source = |holding: &Holding| SourceState {
             name: holding.name.clone(),
             synced: holding.complete,
@@ -333,45 +382,45 @@ impl State {
             files: holding.report.files.clone(),
             kinds: Vec::new(),
         };
-        SourceStatus {
+        Standing {
             version: snapshot.version(),
-            age_seconds: 0,
             sources: self.sources.iter().map(source).collect(),
-            rejections: snapshot.diagnostics().rejections.clone(),
-            notices: snapshot.diagnostics().notices.clone(),
+            diagnostics: Arc::clone(snapshot.diagnostics()),
+            building: self.building.0,
         }
     }
 
     /// One line per snapshot, and one for each rejection and notice that was not there before.
     fn log(&mut self, snapshot: &Snapshot) {
         let diagnostics = snapshot.diagnostics();
-        for rejection in &diagnostics.rejections {
-            if !self.told.contains(rejection) {
-                tracing::warn!(target: "mesh_agent::config", "{rejection}");
-            }
+        if !Arc::ptr_eq(diagnostics, &self.told) {
+            self.log_news(diagnostics);
         }
-        for notice in &diagnostics.notices {
+        tracing::info!(
+            target: "mesh_agent::config",
+            version = snapshot.version(),
+            workloads = snapshot.workload_count(),
+            services = snapshot.service_count(),
+            policies = snapshot.peer_authentications().len(),
+            rejections = diagnostics.rejections.len(),
+            notices = diagnostics.notices.len(),
+            micros = self.building.1.as_micros() as u64,
+            "configuration in force"
+        );
+    }
+
+    fn log_news(&mut self, diagnostics: &Arc<Diagnostics>) {
+        let told: HashSet<&Rejection> = self.told.rejections.iter().collect();
+        for rejection in diagnostics.rejections.iter().filter(|one| !told.contains(one)) {
+            tracing::warn!(target: "mesh_agent::config", "{rejection}");
+        }
+        let noted: HashSet<&Notice> = self.told.notices.iter().collect();
+        for notice in diagnostics.notices.iter().filter(|one| !noted.contains(one)) {
             match notice.kind {
-                _ if self.noted.contains(notice) => {}
                 NoticeKind::UnknownField => tracing::info!(target: "mesh_agent::config", "{notice}"),
                 _ => tracing::warn!(target: "mesh_agent::config", "{notice}"),
             }
         }
-        self.told = diagnostics.rejections.iter().cloned().collect();
-        self.noted = diagnostics.notices.iter().cloned().collect();
-        let policies = self
-            .accepted()
-            .filter(|one| matches!(*one.object, Object::PeerAuthentication(_)))
-            .count();
-        tracing::info!(
-            target: "mesh_agent::config",
-            version = snapshot.version(),
-            workloads = snapshot.workloads().count(),
-            services = snapshot.services().count(),
-            policies,
-            rejections = diagnostics.rejections.len(),
-            notices = diagnostics.notices.len(),
-            "configuration in force"
-        );
+        self.told = Arc::clone(diagnostics);
     }
 }

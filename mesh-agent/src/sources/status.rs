@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::manifest::{Notice, Rejection};
+use mesh_core::snapshot::Diagnostics;
 use serde::{Deserialize, Serialize};
 
 /// One file of a directory.
@@ -216,9 +217,19 @@ impl SourceStatus {
     }
 }
 
+/// What the publisher knows of a snapshot and of where it comes from. Costs little to make, however much there is to say.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) version: u64,
+    pub(super) sources: Vec<SourceState>,
+    pub(super) diagnostics: Arc<Diagnostics>,
+    /// What making snapshots has taken so far.
+    pub(super) building: Duration,
+}
+
 #[derive(Debug)]
 struct Current {
-    status: SourceStatus,
+    standing: Standing,
     published: SystemTime,
 }
 
@@ -231,9 +242,9 @@ pub struct StatusReader {
 
 impl StatusReader {
     /// Of `boards` there is one for each source.
-    pub(super) fn new(status: SourceStatus, published: SystemTime, boards: Vec<KindBoard>) -> Self {
+    pub(super) fn new(standing: Standing, published: SystemTime, boards: Vec<KindBoard>) -> Self {
         Self {
-            current: Arc::new(Mutex::new(Current { status, published })),
+            current: Arc::new(Mutex::new(Current { standing, published })),
             boards: boards.into(),
         }
     }
@@ -243,13 +254,25 @@ impl StatusReader {
         self.boards.iter().flat_map(KindBoard::read).collect()
     }
 
-    pub(super) fn set(&self, status: SourceStatus, published: SystemTime) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Current { status, published };
+    pub(super) fn set(&self, standing: Standing, published: SystemTime) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Current { standing, published };
     }
 
-    /// Another status for the same snapshot.
-    pub(super) fn replace(&self, status: SourceStatus) {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).status = status;
+    /// Another word on the same snapshot.
+    pub(super) fn replace(&self, standing: Standing) {
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .standing = standing;
+    }
+
+    /// What making snapshots has taken so far.
+    pub fn building(&self) -> Duration {
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .standing
+            .building
     }
 
     /// The status now.
@@ -258,9 +281,13 @@ impl StatusReader {
         let age = SystemTime::now()
             .duration_since(current.published)
             .unwrap_or_default();
+        let standing = &current.standing;
         let mut status = SourceStatus {
+            version: standing.version,
             age_seconds: age.as_secs(),
-            ..current.status.clone()
+            sources: standing.sources.clone(),
+            rejections: standing.diagnostics.rejections.clone(),
+            notices: standing.diagnostics.notices.clone(),
         };
         drop(current);
         for (source, board) in status.sources.iter_mut().zip(self.boards.iter()) {

@@ -293,7 +293,7 @@ impl ConfigurationSource for Scripted {
 }
 
 /// The object in `yaml`, as in force.
-fn held(yaml: &str) -> (ObjectRef, Held) {
+fn held(yaml: &str) -> (Arc<ObjectRef>, Held) {
     let accepted = mesh_core::manifest::parse("script", yaml.as_bytes())
         .accepted
         .remove(0);
@@ -301,7 +301,7 @@ fn held(yaml: &str) -> (ObjectRef, Held) {
         accepted: Some(accepted.clone()),
         rejection: None,
     };
-    (accepted.object.name(), held)
+    (Arc::new(accepted.object.name()), held)
 }
 
 #[test]
@@ -347,4 +347,57 @@ fn nothing_is_in_force_before_every_source_has_said_all_that_it_holds() {
         soon(&publisher, "another", |s| names(s) == ["late", "order"]).version(),
         2
     );
+}
+
+#[test]
+fn of_two_sources_the_first_holds_and_the_second_when_it_lets_go() {
+    let (to, from) = std::sync::mpsc::channel();
+    let sources: Vec<Box<dyn ConfigurationSource>> =
+        vec![Box::new(Scripted(to.clone())), Box::new(Scripted(to))];
+    let publisher = Publisher::start(mesh(), sources).unwrap();
+    let sinks: Vec<ReportSink> = from.iter().take(2).collect();
+    let say = |source: usize, objects: Vec<(Arc<ObjectRef>, Held)>| {
+        sinks[source].change(Changes {
+            objects,
+            complete: true,
+            ..Changes::default()
+        });
+    };
+    let address = |s: &Snapshot| {
+        s.workloads()
+            .next()
+            .map(|workload| workload.addresses[0].to_string())
+    };
+    let conflicts = |s: &Snapshot| s.diagnostics().notices.len();
+    say(0, Vec::new());
+    say(1, vec![held(&pod("order", "198.18.0.2"))]);
+    soon(&publisher, "the second's", |s| {
+        address(s).as_deref() == Some("198.18.0.2")
+    });
+    say(0, vec![held(&pod("order", "198.18.0.1"))]);
+    soon(&publisher, "the first's, and the conflict is told", |s| {
+        address(s).as_deref() == Some("198.18.0.1") && conflicts(s) == 1
+    });
+    // What does not hold may change without a word.
+    let version = publisher.cell().load().version();
+    say(1, vec![held(&pod("order", "198.18.0.3"))]);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(publisher.cell().load().version(), version);
+    let (name, mut bad) = held(&pod("order", "198.18.0.1"));
+    bad.rejection = Some(Box::new(Rejection {
+        origin: bad.accepted.as_ref().unwrap().origin.clone(),
+        object: Some((*name).clone()),
+        message: "no good".into(),
+    }));
+    say(0, vec![(Arc::clone(&name), bad)]);
+    soon(&publisher, "a later version is rejected", |s| {
+        s.diagnostics().rejections.len() == 1 && address(s).as_deref() == Some("198.18.0.1")
+    });
+    assert_eq!(publisher.status().read().rejections.len(), 1);
+    say(0, vec![(name, Held::default())]);
+    let last = soon(&publisher, "the second's again", |s| {
+        address(s).as_deref() == Some("198.18.0.3")
+    });
+    assert_eq!((conflicts(&last), last.diagnostics().rejections.len()), (0, 0));
+    assert!(publisher.status().building() > Duration::ZERO);
 }

@@ -7,6 +7,7 @@ mod kinds;
 mod policy;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -55,6 +56,8 @@ pub struct EventReport {
 pub struct Readings {
     /// Version of the snapshot in force.
     pub snapshot_version: u64,
+    /// What making snapshots has taken so far.
+    pub snapshot_building: Duration,
     /// Documents that are rejected at present.
     pub config_rejections: u64,
     /// How the kinds of an API server stand.
@@ -405,6 +408,11 @@ fn agent(readings: &Readings) -> Vec<MetricFamily> {
             "mesh_agent_snapshot_version",
             "Version of the configuration in force.",
             one(readings.snapshot_version),
+        ),
+        Kind::Counter.family(
+            "mesh_agent_snapshot_build_seconds_total",
+            "Time that making snapshots of the configuration has taken.",
+            vec![Row::new(readings.snapshot_building.as_secs_f64())],
         ),
         gauge(
             "mesh_agent_config_rejections",

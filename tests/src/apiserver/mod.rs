@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 
@@ -160,6 +160,44 @@ impl ApiServer {
     /// Whether lists are sent as streams.
     pub fn stream_lists(&self, streams: bool) {
         lock(&self.shared.faults).streams = streams;
+    }
+
+    /// Makes an object, or gives it this shape, without a request: for clusters of tens of thousands, and to know when it happened.
+    ///
+    /// # Errors
+    /// When there is no such kind.
+    pub fn put(&self, object: Value) -> Result<()> {
+        self.fill([object])
+    }
+
+    /// As [`put`](Self::put), for many.
+    ///
+    /// # Errors
+    /// When one of them is of no known kind.
+    pub fn fill(&self, objects: impl IntoIterator<Item = Value>) -> Result<()> {
+        let mut store = lock(&self.shared.store);
+        let kinds = resources::all(&store);
+        for object in objects {
+            let text = |pointer: &str| {
+                object
+                    .pointer(pointer)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let (api, kind) = (text("/apiVersion"), text("/kind"));
+            let resource = kinds
+                .iter()
+                .find(|r| r.kind == kind && r.versions.iter().any(|version| r.api_version(version) == api))
+                .with_context(|| format!("the server knows no {kind} of {api}"))?;
+            let key = (
+                resource.key(),
+                text("/metadata/namespace"),
+                text("/metadata/name"),
+            );
+            store.put(key, object);
+        }
+        Ok(())
     }
 
     /// Forgets what has happened so far: watches that want to go on from there are told 410, and so are pages of lists.

@@ -139,6 +139,17 @@ impl Store {
         Ok(self.set(key, object))
     }
 
+    /// Makes an object, or puts this one in its place; of its metadata what the server owns stays.
+    pub(super) fn put(&mut self, key: Key, object: Value) {
+        let replaced = self.update(&key, |old| {
+            *old = object.clone();
+            Ok(())
+        });
+        if replaced.is_err() {
+            drop(self.create(key, object));
+        }
+    }
+
     /// Puts `change`'s answer in place of an object. Of its metadata what the server owns stays.
     pub(super) fn update(
         &mut self,

@@ -1,6 +1,8 @@
 //! The kinds that this agent knows, in one table: what a document of each is called, how it is read, where an API server has it, and
 //! which parts of it nobody here reads. A new kind is a new row, for every source.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::Value;
@@ -124,7 +126,7 @@ pub static KINDS: [Kind; 7] = [
             "status.initContainerStatuses",
             "status.resourceClaimStatuses",
         ],
-        read: |value| convert::<core::Pod, _>(value, |d, r| pod(d, r).map(Box::new).map(Object::Pod)),
+        read: |value| convert::<core::Pod, _>(value, |d, r| pod(d, r).map(Arc::new).map(Object::Pod)),
     },
     Kind {
         group: "",
@@ -135,7 +137,7 @@ pub static KINDS: [Kind; 7] = [
         custom: false,
         bulk: &["metadata.annotations", "status.conditions"],
         read: |value| {
-            convert::<core::Service, _>(value, |d, r| service(d, r).map(Box::new).map(Object::Service))
+            convert::<core::Service, _>(value, |d, r| service(d, r).map(Arc::new).map(Object::Service))
         },
     },
     Kind {
@@ -148,7 +150,7 @@ pub static KINDS: [Kind; 7] = [
         bulk: &["metadata.annotations", "metadata.ownerReferences"],
         read: |value| {
             convert::<discovery::EndpointSlice, _>(value, |d, r| {
-                endpoint_slice(d, r).map(Object::EndpointSlice)
+                endpoint_slice(d, r).map(Arc::new).map(Object::EndpointSlice)
             })
         },
     },
@@ -176,7 +178,9 @@ pub static KINDS: [Kind; 7] = [
         bulk: &["status"],
         read: |value| {
             convert::<AuthorizationPolicyDocument, _>(value, |d, r| {
-                authorization_policy(d, r).map(Object::AuthorizationPolicy)
+                authorization_policy(d, r)
+                    .map(Arc::new)
+                    .map(Object::AuthorizationPolicy)
             })
         },
     },

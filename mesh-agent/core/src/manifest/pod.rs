@@ -72,8 +72,8 @@ pub fn pod(document: &core::Pod, remarks: &mut Remarks) -> Result<Pod, Invalid> 
         addresses: addresses(status)?,
         node_addresses: node_addresses(status, remarks),
         host_network: spec.and_then(|s| s.host_network).unwrap_or(false),
-        ports: named_ports(spec, remarks)?,
-        labels: meta.labels.clone().unwrap_or_default(),
+        ports: named_ports(spec, remarks)?.into(),
+        labels: meta.labels.clone().unwrap_or_default().into(),
         wish: check::wish(meta.labels.as_ref(), remarks),
         obstacle: obstacle(document),
         ready: is_ready(status),
@@ -82,7 +82,7 @@ pub fn pod(document: &core::Pod, remarks: &mut Remarks) -> Result<Pod, Invalid> 
         location: location(meta.annotations.as_ref())?,
         probe_ports: probes::ports(spec, remarks),
         exclusions: exclusions::asked(meta.annotations.as_ref(), remarks),
-        owner: owner(document),
+        owner: owner(document).into(),
     })
 }
 

@@ -394,8 +394,8 @@ fn endpoints(document: &discovery::EndpointSlice, family: IpFamily) -> Result<Ve
             ready,
             serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-            node: entry.node_name.clone(),
-            zone: entry.zone.clone(),
+            node: entry.node_name.as_deref().map(Into::into),
+            zone: entry.zone.as_deref().map(Into::into),
             for_nodes: nodes.map(|node| node.name.clone()).collect(),
             for_zones: zones.map(|zone| zone.name.clone()).collect(),
         });

@@ -7,6 +7,7 @@ mod identity;
 mod mtls;
 mod object;
 mod service;
+mod sharing;
 mod workload;
 
 pub use authorization::{Action, AuthorizationPolicy, Clause, Matcher, Pattern, Rule, Test, ip_block};
@@ -19,4 +20,6 @@ pub use object::{
     TargetPort, Wish,
 };
 pub use service::{Distribution, Endpoint, ExternalAddress, ExternalKind, Service, ServicePort, ServiceRef};
+pub(crate) use sharing::Pool;
+pub use sharing::Sharing;
 pub use workload::{Enrolment, Location, Owner, Workload, WorkloadUid};

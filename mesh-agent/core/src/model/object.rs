@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -53,15 +54,15 @@ pub enum Object {
     /// v1 Node.
     Node(Node),
     /// v1 Pod.
-    Pod(Box<Pod>),
+    Pod(Arc<Pod>),
     /// v1 Service.
-    Service(Box<ServiceSpec>),
+    Service(Arc<ServiceSpec>),
     /// discovery.k8s.io/v1 EndpointSlice.
-    EndpointSlice(EndpointSlice),
+    EndpointSlice(Arc<EndpointSlice>),
     /// security.istio.io PeerAuthentication.
     PeerAuthentication(PeerAuthentication),
     /// security.istio.io AuthorizationPolicy.
-    AuthorizationPolicy(AuthorizationPolicy),
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
 }
 
 impl Object {
@@ -129,9 +130,9 @@ pub struct Pod {
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// Named container ports (TCP only).
-    pub ports: BTreeMap<String, u16>,
+    pub ports: Arc<BTreeMap<String, u16>>,
     /// `metadata.labels`.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// What its labels ask for; `None` leaves it to its namespace.
     pub wish: Option<Wish>,
     /// Why it cannot be captured, whatever the labels say; `None` where it can.
@@ -149,7 +150,7 @@ pub struct Pod {
     /// What its annotations ask to leave uncaptured.
     pub exclusions: Exclusions,
     /// What made it.
-    pub owner: Owner,
+    pub owner: Arc<Owner>,
 }
 
 /// Where a service port leads on the pods behind it.
@@ -248,9 +249,9 @@ pub struct SliceEndpoint {
     /// `conditions.terminating`, false where absent.
     pub terminating: bool,
     /// `nodeName`.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
     /// `zone`.
-    pub zone: Option<String>,
+    pub zone: Option<Arc<str>>,
     /// `hints.forNodes`.
     pub for_nodes: Vec<String>,
     /// `hints.forZones`.

@@ -1,13 +1,12 @@
 //! Workloads: pods, as the mesh sees them.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Exclusions, SpiffeId};
+use super::{Pod, SpiffeId};
 
 /// Identifies one incarnation of a workload: `namespace/name`, and behind a `/` the Pod's `metadata.uid` where it has one, so that a
 /// pod made again under the same name is another workload.
@@ -71,7 +70,7 @@ pub struct Location {
 }
 
 /// What made the workload: the names that metrics and logs use.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Owner {
     /// For instance `Deployment`, or `Pod` where nothing owns it.
     pub kind: String,
@@ -79,41 +78,25 @@ pub struct Owner {
     pub name: String,
 }
 
-/// A pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// A pod as a part of the mesh. Everything that its document says is read through it, by [`Deref`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Its identity as an object.
     pub uid: WorkloadUid,
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
-    /// `spec.serviceAccountName`, `default` where absent.
-    pub service_account: String,
     /// Its identity as a peer.
     pub identity: SpiffeId,
-    /// `spec.nodeName`; empty where not scheduled.
-    pub node: String,
-    /// `status.podIPs`, the first one first. Empty for pods without an address yet.
-    pub addresses: Vec<IpAddr>,
-    /// Shares the node's network namespace: has no address of its own and no identity by address.
-    pub host_network: bool,
-    /// Named container ports (TCP only).
-    pub ports: BTreeMap<String, u16>,
-    /// `metadata.labels`.
-    pub labels: BTreeMap<String, String>,
     /// Whether it is part of the mesh.
     pub enrolment: Enrolment,
-    /// Whether its `Ready` condition is true (pods without status conditions count as ready).
-    pub ready: bool,
-    /// Where it lives, on a plain host.
-    pub location: Option<Location>,
-    /// Ports that its probes and lifecycle hooks name.
-    pub probe_ports: BTreeSet<u16>,
-    /// What its annotations ask to leave uncaptured.
-    pub exclusions: Exclusions,
-    /// What made it.
-    pub owner: Owner,
+    /// What its document says. Shared with the source: a cluster has many pods.
+    pub pod: Arc<Pod>,
+}
+
+impl Deref for Workload {
+    type Target = Pod;
+
+    fn deref(&self) -> &Pod {
+        &self.pod
+    }
 }
 
 impl Workload {

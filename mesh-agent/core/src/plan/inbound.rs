@@ -94,7 +94,7 @@ pub fn inbound_differs(before: &Snapshot, now: &Snapshot, destination: &Workload
         )
     };
     workload(before) != workload(now)
-        || before.mtls.get(destination) != now.mtls.get(destination)
+        || before.accepted_by(destination) != now.accepted_by(destination)
         || before.authorization(destination) != now.authorization(destination)
         || domain(before) != domain(now)
 }

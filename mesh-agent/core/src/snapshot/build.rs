@@ -1,16 +1,29 @@
-//! From accepted objects to a snapshot. Deterministic: the same objects in the same order give the same snapshot.
+//! From accepted objects to snapshots: each change costs what depends on it. Deterministic: the same objects give the same snapshot,
+//! whichever way they came.
+//!
+//! [`Builder::set`] enters an object in the tables and marks what rests on it; [`Builder::next`] makes that anew, in an order in which
+//! nothing rests on what comes later: policies, workloads, what selects them, zones, addresses, services, fronts.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod enter;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::mem;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::addresses::Claims;
 use super::endpoints::Sources;
-use super::mtls::{Policies, Remark};
-use super::policies::Authorization;
-use super::{Diagnostics, MeshSettings, Snapshot, addresses, fronts};
-use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
+use super::fronts::{self, Fronts};
+use super::mtls::{EffectiveMtls, Remark};
+use super::remarks::{Remarks, Topic};
+use super::spaces::Space;
+use super::zones::Zones;
+use super::{Diagnostics, Member, MeshSettings, Snapshot};
+use crate::authz::Applicable;
+use crate::manifest::{Accepted, NoticeKind, Origin};
 use crate::model::{
-    AuthorizationPolicy, EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service,
-    ServiceSpec, SpiffeId, Wish, Workload, WorkloadUid,
+    Enrolment, IdentityError, Object, ObjectRef, Pod, Pool, Service, ServiceRef, SpiffeId, Wish, Workload,
+    WorkloadUid,
 };
 
 impl Snapshot {
@@ -22,73 +35,18 @@ impl Snapshot {
         accepted: impl IntoIterator<Item = &'a Accepted>,
         diagnostics: Diagnostics,
     ) -> Self {
-        let mut builder = Builder::new(accepted, diagnostics);
-        let pods = builder.workloads(&settings);
-        let addresses = addresses::index(&pods, &builder.nodes);
-        let policies = Policies::new(
-            builder.policies.drain(..).collect(),
-            &settings.root_namespace,
-            &mut builder.remarks,
-        );
-        let mut authorization = Authorization::new(
-            &builder.authorizations,
-            &builder.services,
-            &settings.root_namespace,
-            &mut builder.remarks,
-        );
-        let mut authz = HashMap::new();
-        let mut mtls = HashMap::new();
-        let mut overlaps = BTreeSet::new();
-        for (pod, workload) in &pods {
-            let effective = policies.effective(&pod.namespace, &pod.labels, &mut overlaps);
-            mtls.insert(workload.uid.clone(), Arc::new(effective));
-            let applicable = authorization.applicable(&pod.namespace, &pod.labels);
-            authz.insert(workload.uid.clone(), applicable);
+        let mut objects: BTreeMap<ObjectRef, Vec<&Accepted>> = BTreeMap::new();
+        for one in accepted {
+            objects.entry(one.object.name()).or_default().push(one);
         }
-        builder.remarks.extend(overlaps);
-        let zones = builder.zones();
-        let services = builder.services(&settings, &zones, |address| {
-            addresses.by_address.get(&address).cloned()
-        });
-        let by_vip = fronts::by_vip(&services, &mut builder.remarks);
-        let by_external = fronts::by_external(
-            &builder.by_age(&services),
-            &by_vip,
-            &addresses,
-            &mut builder.remarks,
-        );
-        let is_local = |workload: &Arc<Workload>| workload.node == settings.node_name;
-        let by_endpoint = fronts::by_endpoint(&services, |address| {
-            addresses.by_address.get(&address).is_some_and(is_local)
-        });
-        builder.remarks.extend(addresses.remarks);
-        Self {
-            version,
-            workloads: pods
-                .into_iter()
-                .map(|(_, workload)| (workload.uid.clone(), workload))
-                .collect(),
-            by_address: addresses.by_address,
-            services: services
-                .into_iter()
-                .map(|service| (service.name.clone(), service))
-                .collect(),
-            by_vip,
-            by_external,
-            by_endpoint,
-            zones,
-            peer_authentications: policies.in_force().cloned().collect(),
-            contested: addresses.contested,
-            mtls,
-            authorization_policies: std::mem::take(&mut builder.authorizations),
-            authz,
-            diagnostics: builder.diagnostics(),
-            settings,
+        let mut builder = Builder::new(settings);
+        builder.documents(diagnostics);
+        for (name, versions) in objects {
+            builder.set(&Arc::new(name), versions);
         }
+        builder.next(version).0
     }
-}
 
-impl Snapshot {
     /// The snapshot of the documents in `yaml`, version 1: for tools and tests that have a text and no source.
     pub fn from_yaml(settings: MeshSettings, yaml: &str) -> Self {
         let contents = crate::manifest::parse("-", yaml.as_bytes());
@@ -100,175 +58,463 @@ impl Snapshot {
     }
 }
 
-/// The objects by kind, and what is to be said about them.
-struct Builder<'a> {
-    origins: HashMap<ObjectRef, &'a Origin>,
-    wishes: HashMap<&'a str, Option<Wish>>,
-    nodes: Vec<&'a Node>,
-    pods: Vec<&'a Pod>,
-    services: Vec<&'a ServiceSpec>,
-    slices: Vec<&'a EndpointSlice>,
-    policies: Vec<PeerAuthentication>,
-    authorizations: Vec<Arc<AuthorizationPolicy>>,
-    remarks: Vec<Remark>,
-    diagnostics: Diagnostics,
+/// So many identities may be remembered that no pod has.
+const IDENTITIES: usize = 1024;
+
+/// Makes one snapshot after another. What a step costs depends on what has changed and what rests on that, not on how much there is.
+#[derive(Debug)]
+pub struct Builder {
+    /// The snapshot made last, and the next one while it is being made.
+    made: Snapshot,
+    objects: HashMap<Arc<ObjectRef>, InForce>,
+    spaces: BTreeMap<Arc<str>, Space>,
+    claims: Claims,
+    fronts: Fronts,
+    zones: Zones,
+    /// Addresses that enrolled workloads claim.
+    meshed: HashSet<IpAddr>,
+    /// The services with endpoints at an address, sorted by name.
+    services_at: HashMap<IpAddr, Vec<ServiceRef>>,
+    /// ClusterIPs of services that lead to somebody enrolled, by service; and how many services make an address one.
+    leading: HashMap<ServiceRef, Vec<IpAddr>>,
+    leads: HashMap<IpAddr, usize>,
+    identities: HashMap<(String, String), SpiffeId>,
+    accepting: Pool<EffectiveMtls>,
+    selected: Pool<Applicable>,
+    remarks: Remarks,
+    stale: Stale,
 }
 
-impl<'a> Builder<'a> {
-    fn new(accepted: impl IntoIterator<Item = &'a Accepted>, diagnostics: Diagnostics) -> Self {
-        let mut builder = Self {
-            origins: HashMap::new(),
-            wishes: HashMap::new(),
-            nodes: Vec::new(),
-            pods: Vec::new(),
-            services: Vec::new(),
-            slices: Vec::new(),
-            policies: Vec::new(),
-            authorizations: Vec::new(),
-            remarks: Vec::new(),
-            diagnostics,
+/// The version of an object that holds.
+#[derive(Debug)]
+struct InForce {
+    object: Arc<Object>,
+    origin: Origin,
+}
+
+/// What is to be made anew.
+#[derive(Debug, Default)]
+struct Stale {
+    /// An object has changed.
+    objects: bool,
+    /// Namespaces whose policies are to be sorted anew.
+    policies: BTreeSet<Arc<str>>,
+    pods: BTreeSet<Arc<ObjectRef>>,
+    /// Pods for which other policies may count.
+    selection: BTreeSet<Arc<ObjectRef>>,
+    zones: BTreeSet<Arc<str>>,
+    addresses: BTreeSet<IpAddr>,
+    services: BTreeSet<ServiceRef>,
+    /// Addresses of endpoints.
+    ends: BTreeSet<IpAddr>,
+    enrolled: BTreeSet<IpAddr>,
+    /// Namespaces that may be empty.
+    spaces: BTreeSet<Arc<str>>,
+}
+
+impl Builder {
+    /// Of no objects.
+    pub fn new(settings: MeshSettings) -> Self {
+        Self {
+            made: Snapshot::empty(settings),
+            objects: HashMap::new(),
+            spaces: BTreeMap::new(),
+            claims: Claims::default(),
+            fronts: Fronts::default(),
+            zones: Zones::default(),
+            meshed: HashSet::new(),
+            services_at: HashMap::new(),
+            leading: HashMap::new(),
+            leads: HashMap::new(),
+            identities: HashMap::new(),
+            accepting: Pool::default(),
+            selected: Pool::default(),
+            remarks: Remarks::default(),
+            stale: Stale::default(),
+        }
+    }
+
+    /// What there is to say about documents that gave no object.
+    pub fn documents(&mut self, diagnostics: Diagnostics) {
+        self.remarks.set_documents(diagnostics);
+    }
+
+    /// The versions of the object `name` that its sources have now, of which the first holds; none when it is gone.
+    pub fn set<'a>(&mut self, name: &Arc<ObjectRef>, versions: impl IntoIterator<Item = &'a Accepted>) {
+        let mut versions = versions.into_iter();
+        let first = versions.next();
+        self.remarks.set_object(name, first, versions);
+        let before = self.objects.remove(name);
+        if let (Some(old), Some(new)) = (&before, first) {
+            self.remarks.moved(old.origin != new.origin);
+        }
+        let before = before.map(|old| old.object);
+        let same = |new: &Accepted| before.as_ref().filter(|old| **old == new.object).cloned();
+        let after = first.map(|new| same(new).unwrap_or_else(|| Arc::clone(&new.object)));
+        if let (Some(object), Some(new)) = (&after, first) {
+            let in_force = InForce {
+                object: Arc::clone(object),
+                origin: new.origin.clone(),
+            };
+            self.objects.insert(Arc::clone(name), in_force);
+        }
+        let unchanged = match (&before, &after) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
         };
-        let mut objects: BTreeMap<ObjectRef, &'a Accepted> = BTreeMap::new();
-        for one in accepted {
-            let name = one.object.name();
-            match objects.get(&name) {
-                Some(first) => builder.duplicate(name, first, one),
-                None => drop(objects.insert(name, one)),
-            }
+        if !unchanged {
+            self.stale.objects = true;
+            self.enter(name, before.as_deref(), after.as_deref());
         }
-        for (name, one) in objects {
-            builder.diagnostics.notices.extend(one.notices.iter().cloned());
-            builder.origins.insert(name, &one.origin);
-            match &*one.object {
-                Object::Namespace(namespace) => drop(builder.wishes.insert(&namespace.name, namespace.wish)),
-                Object::Node(node) => builder.nodes.push(node),
-                Object::Pod(pod) if pod.finished => {}
-                Object::Pod(pod) => builder.pods.push(pod),
-                Object::Service(service) => builder.services.push(service),
-                Object::EndpointSlice(slice) => builder.slices.push(slice),
-                Object::PeerAuthentication(policy) => builder.policies.push(policy.clone()),
-                Object::AuthorizationPolicy(policy) => builder.authorizations.push(Arc::new(policy.clone())),
-            }
-        }
-        builder
     }
 
-    fn duplicate(&mut self, name: ObjectRef, first: &Accepted, second: &Accepted) {
-        self.diagnostics.notices.push(Notice {
-            origin: Some(second.origin.clone()),
-            object: Some(name),
-            kind: NoticeKind::Conflict,
-            message: format!(
-                "the same object stands in {} already: this one is ignored",
-                first.origin
-            ),
+    /// The snapshot of the objects as they are now, and whether that says anything else than the one before it.
+    pub fn next(&mut self, version: u64) -> (Snapshot, bool) {
+        self.sort_policies();
+        self.make_workloads();
+        self.select();
+        self.make_zones();
+        self.judge_addresses();
+        self.make_services();
+        self.make_fronts();
+        self.make_endpoints();
+        let enrolled = self.make_enrolled();
+        self.sweep();
+        let origin = |name: &ObjectRef| self.objects.get(name).map(|one| one.origin.clone());
+        let diagnostics = self.remarks.diagnostics(origin);
+        let news = diagnostics.is_some_and(|found| {
+            let differs = found != *self.made.diagnostics;
+            if differs {
+                self.made.diagnostics = Arc::new(found);
+            }
+            differs
         });
+        let changed = mem::take(&mut self.stale.objects) || news;
+        self.made.version = version;
+        self.made.recent.push(version, &enrolled);
+        (self.made.clone(), changed)
     }
 
-    fn workloads(&mut self, settings: &MeshSettings) -> Vec<(&'a Pod, Arc<Workload>)> {
-        let mut found = Vec::new();
-        for pod in self.pods.clone() {
-            let wish = pod
-                .wish
-                .or_else(|| self.wishes.get(pod.namespace.as_str()).copied().flatten());
-            let identity = SpiffeId::new(
-                settings.trust_domain.clone(),
-                &pod.namespace,
-                &pod.service_account,
-            );
-            match identity {
-                Ok(identity) => found.push((pod, Arc::new(workload(pod, identity, enrolment(pod, wish))))),
-                Err(error) => self.remarks.push((
-                    ObjectRef::new("Pod", &pod.namespace, &pod.name),
-                    NoticeKind::Ignored,
-                    format!("it can have no identity and is no workload: {error}"),
-                )),
+    fn space(&mut self, name: &str) -> &mut Space {
+        self.spaces.entry(name.into()).or_default()
+    }
+
+    /// Policies of the root namespace are about everybody.
+    fn sort_policies(&mut self) {
+        let stale = mem::take(&mut self.stale.policies);
+        if stale.is_empty() {
+            return;
+        }
+        let root = self.made.settings.root_namespace.clone();
+        for name in &stale {
+            let remarks = self.space(name).sort_policies(&root);
+            self.remarks.set(Topic::Policies(Arc::clone(name)), remarks);
+        }
+        let mesh_wide = stale.contains(root.as_str());
+        let about = |name: &Arc<str>| mesh_wide || stale.contains(name);
+        for (_, space) in self.spaces.iter().filter(|(name, _)| about(name)) {
+            self.stale.selection.extend(space.pods.keys().cloned());
+        }
+        let all = || self.spaces.values();
+        self.made.peer_authentications = all().flat_map(|space| space.scoped.in_force()).cloned().collect();
+        self.made.authorization_policies = all().flat_map(|space| space.policies.values()).cloned().collect();
+    }
+
+    fn make_workloads(&mut self) {
+        for name in mem::take(&mut self.stale.pods) {
+            let Some(space) = self.spaces.get_mut(name.namespace.as_str()) else {
+                continue;
+            };
+            let Some(entry) = space.pods.get_mut(&name) else {
+                continue;
+            };
+            let before = entry.workload.take();
+            let made = entry
+                .pod
+                .as_ref()
+                .map(|pod| -> Result<Arc<Workload>, IdentityError> {
+                    let enrolment = enrolment(pod, pod.wish.or(space.wish));
+                    let key = (pod.namespace.clone(), pod.service_account.clone());
+                    let identity = match self.identities.get(&key) {
+                        Some(known) => known.clone(),
+                        None => {
+                            let domain = self.made.settings.trust_domain.clone();
+                            let made = SpiffeId::new(domain, &pod.namespace, &pod.service_account)?;
+                            self.identities.insert(key, made.clone());
+                            made
+                        }
+                    };
+                    let uid = WorkloadUid::new(&pod.namespace, &pod.name, &pod.uid);
+                    let same = |old: &&Arc<Workload>| {
+                        Arc::ptr_eq(&old.pod, pod) && old.enrolment == enrolment && old.identity == identity
+                    };
+                    if let Some(same) = before.as_ref().filter(same) {
+                        return Ok(Arc::clone(same));
+                    }
+                    Ok(Arc::new(Workload {
+                        uid,
+                        identity,
+                        enrolment,
+                        pod: Arc::clone(pod),
+                    }))
+                });
+            let (after, remarks) = match made.transpose() {
+                Ok(after) => (after, Vec::new()),
+                Err(error) => (None, vec![unidentified(&name, &error)]),
+            };
+            entry.workload = after.clone();
+            if entry.pod.is_none() {
+                space.pods.remove(&name);
+            }
+            self.remarks.set(Topic::Pod(Arc::clone(&name)), remarks);
+            self.replace_workload(&name, before, after);
+        }
+    }
+
+    fn replace_workload(
+        &mut self,
+        name: &Arc<ObjectRef>,
+        before: Option<Arc<Workload>>,
+        after: Option<Arc<Workload>>,
+    ) {
+        let touched = &mut self.stale.addresses;
+        if let (Some(new), Some(old)) = (&after, &before)
+            && Arc::ptr_eq(new, old)
+        {
+            return;
+        }
+        if let Some(new) = &after {
+            self.claims.add(new, touched);
+        }
+        if let Some(old) = &before {
+            self.claims.remove(old, touched);
+            if after.as_ref().is_none_or(|new| new.uid != old.uid) {
+                self.made.members.remove(&old.uid);
             }
         }
-        found
+        let node = self.made.settings.node_name.as_str();
+        let is_local = |one: &&Arc<Workload>| one.node == node;
+        if before.iter().chain(&after).any(|one| is_local(&one)) {
+            let local = Arc::make_mut(&mut self.made.local);
+            before.iter().for_each(|old| drop(local.remove(&old.uid)));
+            let new = after.as_ref().filter(is_local);
+            local.extend(new.map(|new| (new.uid.clone(), Arc::clone(new))));
+        }
+        self.stale.selection.insert(Arc::clone(name));
     }
 
-    /// The zones of nodes: as the Nodes say; of a node that nobody described, as an endpoint on it says.
-    fn zones(&self) -> HashMap<Arc<str>, Arc<str>> {
-        let mut zones = HashMap::new();
-        let endpoints = self.slices.iter().flat_map(|slice| &slice.endpoints);
-        let told = endpoints.map(|endpoint| (endpoint.node.as_ref(), endpoint.zone.as_ref()));
-        for (node, zone) in told.chain(
-            self.nodes
-                .iter()
-                .map(|node| (Some(&node.name), node.zone.as_ref())),
-        ) {
-            if let (Some(node), Some(zone)) = (node, zone) {
-                zones.insert(Arc::from(node.as_str()), Arc::from(zone.as_str()));
+    /// Works out which policies count for the pods that may have others now.
+    fn select(&mut self) {
+        let nothing = Space::default();
+        let root = self.spaces.get(self.made.settings.root_namespace.as_str());
+        let root = root.unwrap_or(&nothing);
+        for name in mem::take(&mut self.stale.selection) {
+            let mut remarks = Vec::new();
+            let space = self.spaces.get(name.namespace.as_str()).unwrap_or(&nothing);
+            let entry = space.pods.get(&name);
+            if let Some(workload) = entry.and_then(|entry| entry.workload.as_ref()) {
+                let labels = &workload.labels;
+                let mtls = space.scoped.effective(root.scoped.whole(), labels, &mut remarks);
+                let authz = space.selection.applicable(&root.selection.mesh, labels);
+                let member = Member {
+                    workload: Arc::clone(workload),
+                    mtls: self.accepting.one(mtls.into()),
+                    authz: self.selected.one(authz.into()),
+                };
+                self.made.members.insert(workload.uid.clone(), member);
+            }
+            self.remarks.set(Topic::Overlaps(name), remarks);
+        }
+    }
+
+    /// A node that stands elsewhere: its endpoints are looked for everywhere, which is rare enough.
+    fn make_zones(&mut self) {
+        let mut moved = BTreeSet::new();
+        for node in mem::take(&mut self.stale.zones) {
+            let zone = self.zones.of(&node);
+            if zone.as_ref() != self.made.zones.get(&node) {
+                self.made.zones.set(Arc::clone(&node), zone);
+                moved.insert(node);
             }
         }
-        zones
+        if moved.is_empty() {
+            return;
+        }
+        for service in self.made.services.values() {
+            let mut nodes = service
+                .endpoints
+                .values()
+                .flatten()
+                .filter_map(|e| e.node.as_ref());
+            if nodes.any(|node| moved.contains(node)) {
+                self.stale.services.insert(service.name.clone());
+            }
+        }
     }
 
-    fn services(
-        &self,
-        settings: &MeshSettings,
-        zones: &HashMap<Arc<str>, Arc<str>>,
-        workload_at: impl Fn(std::net::IpAddr) -> Option<Arc<Workload>>,
-    ) -> Vec<Arc<Service>> {
-        let sources = Sources::new(self.pods.iter().copied(), self.slices.iter().copied(), zones);
-        let real = self.services.iter().filter(|spec| !spec.external_name);
-        real.map(|spec| Arc::new(sources.service(spec, &settings.cluster_domain, &workload_at)))
-            .collect()
+    fn judge_addresses(&mut self) {
+        for address in &self.stale.addresses {
+            let outcome = self.claims.judge(*address);
+            let before = self.made.by_address.get(address);
+            let shown = |one: Option<&Arc<Workload>>| one.map(|w| (w.uid.clone(), w.node.clone()));
+            let enrolled = self.claims.is_enrolled(*address);
+            let known = self.meshed.contains(address);
+            if shown(before) != shown(outcome.owner.as_ref()) || enrolled != known {
+                let services = self.services_at.get(address).into_iter().flatten();
+                self.stale.services.extend(services.cloned());
+                self.stale.ends.insert(*address);
+            }
+            if enrolled != known {
+                match enrolled {
+                    true => self.meshed.insert(*address),
+                    false => self.meshed.remove(address),
+                };
+                self.stale.enrolled.insert(*address);
+            }
+            self.made.by_address.set(*address, outcome.owner);
+            let contested = outcome.contested.map(Arc::new);
+            self.made.contested.set(*address, contested);
+            self.remarks.set(Topic::Address(*address), outcome.remarks);
+        }
     }
 
-    /// The oldest first; of the same age, as they come.
-    fn by_age(&self, services: &[Arc<Service>]) -> Vec<Arc<Service>> {
-        let created: HashMap<_, _> = self
+    fn make_services(&mut self) {
+        for name in mem::take(&mut self.stale.services) {
+            let made = self.service(&name);
+            let before = self.made.services.get(&name).cloned();
+            if before.as_deref() != made.as_ref() {
+                let ends = |service: Option<&Service>| -> BTreeSet<IpAddr> {
+                    let endpoints = service.into_iter().flat_map(|s| s.endpoints.values().flatten());
+                    endpoints.map(|endpoint| endpoint.address.ip()).collect()
+                };
+                let (old, new) = (ends(before.as_deref()), ends(made.as_ref()));
+                for address in old.difference(&new) {
+                    if let Some(services) = self.services_at.get_mut(address) {
+                        services.retain(|one| *one != name);
+                        if services.is_empty() {
+                            self.services_at.remove(address);
+                        }
+                    }
+                }
+                for address in new.difference(&old) {
+                    let services = self
+                        .services_at
+                        .entry(*address)
+                        .or_insert_with(|| Vec::with_capacity(1));
+                    let at = services.partition_point(|one| *one < name);
+                    services.insert(at, name.clone());
+                }
+                self.stale.ends.extend(old);
+                self.stale.ends.extend(new);
+                self.made.services.set(name.clone(), made.map(Arc::new));
+            }
+            self.lead(&name);
+        }
+    }
+
+    fn service(&self, name: &ServiceRef) -> Option<Service> {
+        let space = self.spaces.get(&name.namespace)?;
+        let spec = space
             .services
-            .iter()
-            .map(|spec| (&spec.name, spec.created))
-            .collect();
-        let mut sorted = services.to_vec();
-        sorted.sort_by_key(|service| created.get(&service.name).copied());
-        sorted
+            .get(&name.name)
+            .filter(|spec| !spec.external_name)?;
+        let sources = Sources {
+            pods: space.live(),
+            slices: space.slices.get(&*name.name),
+            workload_at: |address| self.made.by_address.get(&address).cloned(),
+            zone_of: |node: &str| self.made.zones.get(node).cloned(),
+            cluster_domain: &self.made.settings.cluster_domain,
+        };
+        Some(sources.service(spec))
     }
 
-    fn diagnostics(mut self) -> Diagnostics {
-        for (object, kind, message) in self.remarks {
-            self.diagnostics.notices.push(Notice {
-                origin: self.origins.get(&object).map(|origin| (*origin).clone()),
-                object: Some(object),
-                kind,
-                message,
-            });
+    /// Keeps the ClusterIPs of a service that leads to somebody enrolled.
+    fn lead(&mut self, name: &ServiceRef) {
+        let meshed = |service: &&Arc<Service>| {
+            let mut endpoints = service.endpoints.values().flatten();
+            endpoints.any(|endpoint| self.meshed.contains(&endpoint.address.ip()))
+        };
+        let service = self.made.services.get(name).filter(meshed);
+        let new = service.map_or(Vec::new(), |service| service.vips.clone());
+        for vip in &new {
+            *self.leads.entry(*vip).or_default() += 1;
+            self.stale.enrolled.insert(*vip);
         }
-        self.diagnostics.notices.sort();
-        self.diagnostics.rejections.sort();
-        self.diagnostics
+        let old = match new.is_empty() {
+            true => self.leading.remove(name),
+            false => self.leading.insert(name.clone(), new),
+        };
+        for vip in old.into_iter().flatten() {
+            let count = self.leads.entry(vip).or_default();
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.leads.remove(&vip);
+            }
+            self.stale.enrolled.insert(vip);
+        }
+    }
+
+    fn make_fronts(&mut self) {
+        for address in mem::take(&mut self.stale.addresses) {
+            let pod = self.made.by_address.get(&address);
+            let leads = self.fronts.judge(address, &self.claims, pod);
+            self.made.by_vip.set(address, leads.vip);
+            let external = (!leads.external.is_empty()).then(|| Arc::new(leads.external));
+            self.made.by_external.set(address, external);
+            self.remarks.set(Topic::Front(address), leads.remarks);
+        }
+    }
+
+    fn make_endpoints(&mut self) {
+        for address in mem::take(&mut self.stale.ends) {
+            let owner = self.made.by_address.get(&address);
+            let local = owner.is_some_and(|owner| owner.node == self.made.settings.node_name);
+            let names = self.services_at.get(&address).filter(|_| local);
+            let services = names
+                .into_iter()
+                .flatten()
+                .filter_map(|name| self.made.services.get(name));
+            let behind = fronts::behind(address, services);
+            let behind = (!behind.is_empty()).then(|| Arc::new(behind));
+            self.made.by_endpoint.set(address, behind);
+        }
+    }
+
+    /// Returns the addresses that were not enrolled before, or are not any more.
+    fn make_enrolled(&mut self) -> BTreeSet<IpAddr> {
+        let mut touched = mem::take(&mut self.stale.enrolled);
+        touched.retain(|address| {
+            let enrolled = self.meshed.contains(address) || self.leads.contains_key(address);
+            let before = self.made.enrolled.contains_key(address);
+            self.made.enrolled.set(*address, enrolled.then_some(()));
+            enrolled != before
+        });
+        touched
+    }
+
+    /// Forgets namespaces of which nothing is left.
+    fn sweep(&mut self) {
+        for name in mem::take(&mut self.stale.spaces) {
+            if self.spaces.get(&name).is_some_and(Space::is_empty) {
+                self.spaces.remove(&name);
+            }
+        }
+        if self.identities.len() > IDENTITIES + 2 * self.made.members.len() {
+            self.identities.clear();
+        }
     }
 }
 
-fn enrolment(pod: &Pod, wish: Option<Wish>) -> Enrolment {
+fn unidentified(name: &ObjectRef, error: &IdentityError) -> Remark {
+    let message = format!("it can have no identity and is no workload: {error}");
+    (name.clone(), NoticeKind::Ignored, message)
+}
+
+pub(super) fn enrolment(pod: &Pod, wish: Option<Wish>) -> Enrolment {
     match (wish, &pod.obstacle) {
         (None | Some(Wish::Disabled), _) => Enrolment::NotEnrolled,
         (Some(Wish::Enabled), Some(obstacle)) => Enrolment::Refused(obstacle.clone()),
         (Some(Wish::Enabled), None) => Enrolment::Enrolled,
-    }
-}
-
-fn workload(pod: &Pod, identity: SpiffeId, enrolment: Enrolment) -> Workload {
-    Workload {
-        uid: WorkloadUid::new(&pod.namespace, &pod.name, &pod.uid),
-        namespace: pod.namespace.clone(),
-        name: pod.name.clone(),
-        service_account: pod.service_account.clone(),
-        identity,
-        node: pod.node.clone(),
-        addresses: pod.addresses.clone(),
-        host_network: pod.host_network,
-        ports: pod.ports.clone(),
-        labels: pod.labels.clone(),
-        enrolment,
-        ready: pod.ready,
-        location: pod.location.clone(),
-        probe_ports: pod.probe_ports.clone(),
-        exclusions: pod.exclusions.clone(),
-        owner: pod.owner.clone(),
     }
 }

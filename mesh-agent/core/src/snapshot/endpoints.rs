@@ -1,74 +1,56 @@
 //! Services with their endpoints: from EndpointSlices where a service has any, from its selector and the pods where not.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::{
-    Endpoint, EndpointSlice, IpFamily, Pod, PortSpec, Service, ServicePort, ServiceSpec, TargetPort, Workload,
+    Endpoint, EndpointSlice, IpFamily, ObjectRef, Pod, PortSpec, Service, ServicePort, ServiceSpec,
+    TargetPort, Workload,
 };
 
-/// What endpoints are made of.
-pub(super) struct Sources<'a> {
-    pods: HashMap<&'a str, Vec<&'a Pod>>,
-    slices: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
-    zones: &'a HashMap<Arc<str>, Arc<str>>,
+/// What a service's endpoints are made of.
+pub(super) struct Sources<'a, Pods, At, Zone> {
+    /// The pods of its namespace.
+    pub(super) pods: Pods,
+    /// Its EndpointSlices; `None` where it has none.
+    pub(super) slices: Option<&'a BTreeMap<Arc<ObjectRef>, Arc<EndpointSlice>>>,
+    /// Who has an address.
+    pub(super) workload_at: At,
+    /// Where a node stands.
+    pub(super) zone_of: Zone,
+    /// The suffix of host names.
+    pub(super) cluster_domain: &'a str,
 }
 
-impl<'a> Sources<'a> {
-    /// Indexes pods by namespace and slices by service.
-    pub(super) fn new(
-        pods: impl Iterator<Item = &'a Pod>,
-        slices: impl Iterator<Item = &'a EndpointSlice>,
-        zones: &'a HashMap<Arc<str>, Arc<str>>,
-    ) -> Self {
-        let mut sources = Self {
-            pods: HashMap::new(),
-            slices: HashMap::new(),
-            zones,
-        };
-        for pod in pods {
-            sources.pods.entry(pod.namespace.as_str()).or_default().push(pod);
-        }
-        for slice in slices {
-            if let Some(service) = slice.service.as_deref() {
-                sources
-                    .slices
-                    .entry((slice.namespace.as_str(), service))
-                    .or_default()
-                    .push(slice);
-            }
-        }
-        sources
-    }
-
-    /// The service that `spec` describes. `workload_at` says who has an address.
-    pub(super) fn service(
-        &self,
-        spec: &ServiceSpec,
-        cluster_domain: &str,
-        workload_at: impl Fn(IpAddr) -> Option<Arc<Workload>>,
-    ) -> Service {
+impl<'a, Pods, At, Zone> Sources<'a, Pods, At, Zone>
+where
+    Pods: Iterator<Item = &'a Arc<Pod>> + Clone,
+    At: Fn(IpAddr) -> Option<Arc<Workload>>,
+    Zone: Fn(&str) -> Option<Arc<str>>,
+{
+    /// The service that `spec` describes.
+    pub(super) fn service(&self, spec: &ServiceSpec) -> Service {
         let name = &spec.name;
-        let slices = self.slices.get(&(&*name.namespace, &*name.name));
         let mut endpoints = BTreeMap::new();
         for port in &spec.ports {
-            let mut found = match slices {
-                Some(slices) => from_slices(slices, port),
-                None => self.derived(spec, port),
+            let mut found = match self.slices {
+                Some(slices) => from_slices(slices.values(), port),
+                None => derived(self.pods.clone(), spec, port),
             };
             for endpoint in &mut found {
-                if let Some(workload) = workload_at(endpoint.address.ip()) {
+                if let Some(workload) = (self.workload_at)(endpoint.address.ip()) {
                     let node = || (!workload.node.is_empty()).then(|| workload.node.as_str().into());
                     endpoint.node = endpoint.node.take().or_else(node);
                     endpoint.workload = Some(workload.uid.clone());
                 }
-                let zone = || self.zones.get(endpoint.node.as_deref()?).cloned();
+                let zone = || (self.zone_of)(endpoint.node.as_deref()?);
                 endpoint.zone = endpoint.zone.take().or_else(zone);
             }
             // The same endpoint may stand in several slices while the controller moves it; the better word counts.
             found.sort_by_key(|endpoint| (endpoint.address, !endpoint.ready, !endpoint.serving));
             found.dedup_by_key(|endpoint| endpoint.address);
+            found.shrink_to_fit();
             endpoints.insert(port.port, found);
         }
         let port = |port: &PortSpec| ServicePort {
@@ -78,7 +60,7 @@ impl<'a> Sources<'a> {
         };
         Service {
             name: name.clone(),
-            hostname: format!("{}.{}.svc.{cluster_domain}", name.name, name.namespace),
+            hostname: format!("{}.{}.svc.{}", name.name, name.namespace, self.cluster_domain),
             vips: spec.vips.clone(),
             external: spec.external.clone(),
             source_ranges: spec.source_ranges.clone(),
@@ -89,46 +71,50 @@ impl<'a> Sources<'a> {
             endpoints,
         }
     }
+}
 
-    /// As the EndpointSlice controller would: one endpoint per pod that the selector picks and family that the service serves.
-    fn derived(&self, spec: &ServiceSpec, port: &PortSpec) -> Vec<Endpoint> {
-        if spec.selector.is_empty() {
-            return Vec::new();
-        }
-        let candidates = self.pods.get(&*spec.name.namespace).into_iter().flatten();
-        let picked = candidates.filter(|pod| spec.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v)));
-        let mut found = Vec::new();
-        for pod in picked {
-            let target = match &port.target {
-                TargetPort::Number(number) => Some(*number),
-                TargetPort::Name(name) => pod.ports.get(name).copied(),
+/// Whether the selector of `spec` picks pods with these labels. Without a selector it picks none.
+pub(super) fn picks(spec: &ServiceSpec, labels: &BTreeMap<String, String>) -> bool {
+    !spec.selector.is_empty() && spec.selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+/// As the EndpointSlice controller would: one endpoint per pod that the selector picks and family that the service serves.
+fn derived<'a>(
+    pods: impl Iterator<Item = &'a Arc<Pod>>,
+    spec: &ServiceSpec,
+    port: &PortSpec,
+) -> Vec<Endpoint> {
+    let mut found = Vec::new();
+    for pod in pods.filter(|pod| picks(spec, &pod.labels)) {
+        let target = match &port.target {
+            TargetPort::Number(number) => Some(*number),
+            TargetPort::Name(name) => pod.ports.get(name).copied(),
+        };
+        let Some(target) = target else { continue };
+        let serving = pod.ready || spec.publish_not_ready;
+        for family in families(spec) {
+            // One address per family, the first, as in the pod's status.
+            let Some(address) = pod
+                .addresses
+                .iter()
+                .find(|address| IpFamily::of(**address) == family)
+            else {
+                continue;
             };
-            let Some(target) = target else { continue };
-            let serving = pod.ready || spec.publish_not_ready;
-            for family in families(spec) {
-                // One address per family, the first, as in the pod's status.
-                let Some(address) = pod
-                    .addresses
-                    .iter()
-                    .find(|address| IpFamily::of(**address) == family)
-                else {
-                    continue;
-                };
-                found.push(Endpoint {
-                    address: SocketAddr::new(*address, target),
-                    workload: None,
-                    ready: serving && (!pod.terminating || spec.publish_not_ready),
-                    serving,
-                    terminating: pod.terminating,
-                    node: (!pod.node.is_empty()).then(|| pod.node.as_str().into()),
-                    zone: None,
-                    for_nodes: Vec::new(),
-                    for_zones: Vec::new(),
-                });
-            }
+            found.push(Endpoint {
+                address: SocketAddr::new(*address, target),
+                workload: None,
+                ready: serving && (!pod.terminating || spec.publish_not_ready),
+                serving,
+                terminating: pod.terminating,
+                node: (!pod.node.is_empty()).then(|| pod.node.as_str().into()),
+                zone: None,
+                for_nodes: Vec::new(),
+                for_zones: Vec::new(),
+            });
         }
-        found
     }
+    found
 }
 
 /// The families that `spec` serves: as written, or those of its addresses, or both for a headless one.
@@ -146,7 +132,7 @@ fn families(spec: &ServiceSpec) -> Vec<IpFamily> {
 }
 
 /// The endpoints behind `port`: slices match by the port's name.
-fn from_slices(slices: &[&EndpointSlice], port: &PortSpec) -> Vec<Endpoint> {
+fn from_slices<'a>(slices: impl Iterator<Item = &'a Arc<EndpointSlice>>, port: &PortSpec) -> Vec<Endpoint> {
     let mut found = Vec::new();
     for slice in slices {
         for (_, target) in slice.ports.iter().filter(|(name, _)| *name == port.name) {
@@ -156,8 +142,8 @@ fn from_slices(slices: &[&EndpointSlice], port: &PortSpec) -> Vec<Endpoint> {
                 ready: endpoint.ready,
                 serving: endpoint.serving,
                 terminating: endpoint.terminating,
-                node: endpoint.node.as_deref().map(Into::into),
-                zone: endpoint.zone.as_deref().map(Into::into),
+                node: endpoint.node.clone(),
+                zone: endpoint.zone.clone(),
                 for_nodes: endpoint.for_nodes.clone(),
                 for_zones: endpoint.for_zones.clone(),
             }));

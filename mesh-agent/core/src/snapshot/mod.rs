@@ -1,19 +1,30 @@
-//! The immutable view that every decision reads, with its indexes. Built by [`Snapshot::build`] from accepted objects; never changed.
+//! The immutable view that every decision reads, with its indexes. Made by a [`Builder`] from accepted objects; never changed. One
+//! snapshot shares with the next what is the same in both.
 
 mod addresses;
 mod build;
 mod endpoints;
 mod fronts;
+mod map;
 mod mtls;
 mod policies;
+mod recent;
+#[cfg(test)]
+mod reference;
+mod remarks;
+mod spaces;
 #[cfg(test)]
 mod tests;
+mod zones;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
+
+use map::Map;
+use recent::Recent;
 
 use crate::authz::{Applicable, LocalDomain};
 use crate::manifest::{Notice, Rejection};
@@ -22,6 +33,7 @@ use crate::model::{
     WorkloadUid,
 };
 
+pub use build::Builder;
 pub use mtls::{Decision, EffectiveMtls};
 
 /// What decisions need to know of the agent's settings.
@@ -39,31 +51,42 @@ pub struct MeshSettings {
     pub cluster_domain: String,
 }
 
-/// The state of the mesh at one moment. Cheap to share (`Arc<Snapshot>`), never changed.
-#[derive(Debug)]
+/// A workload and what is worked out for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) workload: Arc<Workload>,
+    /// What it accepts, after inheritance.
+    pub(crate) mtls: Arc<EffectiveMtls>,
+    /// The policies that select it.
+    pub(crate) authz: Arc<Applicable>,
+}
+
+/// The state of the mesh at one moment. Cheap to copy and to share, never changed.
+#[derive(Clone, Debug)]
 pub struct Snapshot {
-    pub(crate) version: u64,
-    pub(crate) settings: MeshSettings,
-    pub(crate) workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    version: u64,
+    settings: Arc<MeshSettings>,
+    members: Map<WorkloadUid, Member>,
+    /// The workloads of this node.
+    local: Arc<BTreeMap<WorkloadUid, Arc<Workload>>>,
     /// Addresses that several workloads claim, or that belong to a node, lead to none.
-    pub(crate) by_address: HashMap<IpAddr, Arc<Workload>>,
-    pub(crate) services: HashMap<ServiceRef, Arc<Service>>,
-    pub(crate) by_vip: HashMap<IpAddr, Arc<Service>>,
+    by_address: Map<IpAddr, Arc<Workload>>,
+    services: Map<ServiceRef, Arc<Service>>,
+    by_vip: Map<IpAddr, ServiceRef>,
     /// By the addresses that services have beside ClusterIPs, and their ports. Holds no address of a pod, a node, or a ClusterIP.
-    pub(crate) by_external: HashMap<SocketAddr, Arc<Service>>,
+    by_external: Map<IpAddr, Arc<BTreeMap<u16, ServiceRef>>>,
     /// By the addresses of endpoints on this node, sorted by name.
-    pub(crate) by_endpoint: HashMap<SocketAddr, Vec<Arc<Service>>>,
+    by_endpoint: Map<IpAddr, Arc<BTreeMap<u16, Vec<ServiceRef>>>>,
     /// The zones of nodes, where known.
-    pub(crate) zones: HashMap<Arc<str>, Arc<str>>,
-    pub(crate) peer_authentications: Vec<PeerAuthentication>,
+    zones: Map<Arc<str>, Arc<str>>,
+    peer_authentications: Arc<[PeerAuthentication]>,
     /// Addresses that lead to no workload although an enrolled one claims them.
-    pub(crate) contested: HashMap<IpAddr, Contested>,
-    /// What each workload accepts, after inheritance.
-    pub(crate) mtls: HashMap<WorkloadUid, Arc<EffectiveMtls>>,
-    pub(crate) authorization_policies: Vec<Arc<AuthorizationPolicy>>,
-    /// The policies that select each workload.
-    pub(crate) authz: HashMap<WorkloadUid, Arc<Applicable>>,
-    pub(crate) diagnostics: Diagnostics,
+    contested: Map<IpAddr, Arc<Contested>>,
+    authorization_policies: Arc<[Arc<AuthorizationPolicy>]>,
+    /// Addresses of enrolled workloads, contested ones too, and ClusterIPs of services that lead to one of them.
+    enrolled: Map<IpAddr, ()>,
+    recent: Recent,
+    diagnostics: Arc<Diagnostics>,
 }
 
 /// Why an address that an enrolled workload claims leads to none.
@@ -89,20 +112,21 @@ impl Snapshot {
     pub fn empty(settings: MeshSettings) -> Self {
         Self {
             version: 0,
-            settings,
-            workloads: HashMap::new(),
-            by_address: HashMap::new(),
-            services: HashMap::new(),
-            by_vip: HashMap::new(),
-            by_external: HashMap::new(),
-            by_endpoint: HashMap::new(),
-            zones: HashMap::new(),
-            peer_authentications: Vec::new(),
-            contested: HashMap::new(),
-            mtls: HashMap::new(),
-            authorization_policies: Vec::new(),
-            authz: HashMap::new(),
-            diagnostics: Diagnostics::default(),
+            settings: Arc::new(settings),
+            members: Map::default(),
+            local: Arc::default(),
+            by_address: Map::default(),
+            services: Map::default(),
+            by_vip: Map::default(),
+            by_external: Map::default(),
+            by_endpoint: Map::default(),
+            zones: Map::default(),
+            peer_authentications: Arc::default(),
+            contested: Map::default(),
+            authorization_policies: Arc::default(),
+            enrolled: Map::default(),
+            recent: Recent::default(),
+            diagnostics: Arc::default(),
         }
     }
 
@@ -118,12 +142,17 @@ impl Snapshot {
 
     /// All workloads, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.values()
+        self.members.values().map(|member| &member.workload)
+    }
+
+    /// How many workloads there are.
+    pub fn workload_count(&self) -> usize {
+        self.members.len()
     }
 
     /// The workload with this uid.
     pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid)
+        self.members.get(uid).map(|member| &member.workload)
     }
 
     /// The one workload that has this address; none when several or none have it.
@@ -136,6 +165,11 @@ impl Snapshot {
         self.services.values()
     }
 
+    /// How many services there are.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
     /// The service with this name.
     pub fn service(&self, name: &ServiceRef) -> Option<&Arc<Service>> {
         self.services.get(name)
@@ -143,27 +177,26 @@ impl Snapshot {
 
     /// The service with this ClusterIP.
     pub fn service_by_vip(&self, address: IpAddr) -> Option<&Arc<Service>> {
-        self.by_vip.get(&address)
+        self.service(self.by_vip.get(&address)?)
     }
 
     /// The service that has this address and port beside its ClusterIPs.
     pub fn service_by_external(&self, address: SocketAddr) -> Option<&Arc<Service>> {
-        self.by_external.get(&address)
+        self.service(self.by_external.get(&address.ip())?.get(&address.port())?)
     }
 
     /// The service that a client of the application at `address`, on this node, most likely asked for: the one called `hostname`, where
     /// the client names one that has this endpoint; otherwise the first by name, those with a ClusterIP before headless ones. For
     /// metrics and logs; no decision may rest on it.
     pub fn service_behind(&self, address: SocketAddr, hostname: Option<&str>) -> Option<&Arc<Service>> {
-        let behind = self.by_endpoint.get(&address)?;
+        let behind = self.by_endpoint.get(&address.ip())?.get(&address.port())?;
         let named = |service: &&Arc<Service>| hostname.is_some_and(|name| service.hostname == name);
         let usual = |service: &&Arc<Service>| !service.vips.is_empty();
-        let mut found = behind.iter();
-        found
-            .clone()
+        let found = || behind.iter().filter_map(|name| self.service(name));
+        found()
             .find(named)
-            .or_else(|| found.find(usual))
-            .or_else(|| behind.first())
+            .or_else(|| found().find(usual))
+            .or_else(|| found().next())
     }
 
     /// The zone that the node `name` stands in, where known.
@@ -178,15 +211,32 @@ impl Snapshot {
 
     /// The workloads of this agent's node, in no order.
     pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        let node = self.settings.node_name.as_str();
-        self.workloads
-            .values()
-            .filter(move |workload| workload.node == node)
+        self.local.values()
+    }
+
+    /// Whether somebody enrolled is at `address`, or behind it: contested addresses count, and ClusterIPs.
+    pub fn is_enrolled_at(&self, address: IpAddr) -> bool {
+        self.enrolled.contains_key(&address)
+    }
+
+    /// All addresses for which [`is_enrolled_at`](Self::is_enrolled_at) holds, in no order.
+    pub fn enrolled_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.enrolled.iter().map(|(address, ())| *address)
+    }
+
+    /// How many these are.
+    pub fn enrolled_count(&self) -> usize {
+        self.enrolled.len()
+    }
+
+    /// The addresses for which that has changed after `version`; `None` when that is too long ago to tell.
+    pub fn enrolled_since(&self, version: u64) -> Option<BTreeSet<IpAddr>> {
+        self.recent.since(version)
     }
 
     /// Set when an enrolled workload claims this address and yet it leads to none: such an address is not dialled at all.
     pub fn contested(&self, address: IpAddr) -> Option<&Contested> {
-        self.contested.get(&address)
+        self.contested.get(&address).map(|contested| &**contested)
     }
 
     /// The PeerAuthentications that were accepted, in no order, with their scopes.
@@ -201,7 +251,12 @@ impl Snapshot {
 
     /// The AuthorizationPolicies that select `workload`. `None` for a workload that is not in this snapshot.
     pub fn authorization(&self, workload: &WorkloadUid) -> Option<&Arc<Applicable>> {
-        self.authz.get(workload)
+        self.members.get(workload).map(|member| &member.authz)
+    }
+
+    /// What `workload` accepts. `None` for a workload that is not in this snapshot.
+    pub(crate) fn accepted_by(&self, workload: &WorkloadUid) -> Option<&Arc<EffectiveMtls>> {
+        self.members.get(workload).map(|member| &member.mtls)
     }
 
     /// The names of the local trust domain.
@@ -213,7 +268,7 @@ impl Snapshot {
     }
 
     /// What there is to say about the objects behind this snapshot.
-    pub fn diagnostics(&self) -> &Diagnostics {
+    pub fn diagnostics(&self) -> &Arc<Diagnostics> {
         &self.diagnostics
     }
 
@@ -225,11 +280,11 @@ impl Snapshot {
 
     /// What `workload` accepts, by default and on the ports that policies name. `None` for a workload that is not in this snapshot.
     pub fn mtls_decisions(&self, workload: &Workload) -> Option<Vec<&Decision>> {
-        Some(self.mtls.get(&workload.uid)?.all().collect())
+        Some(self.accepted_by(&workload.uid)?.all().collect())
     }
 
     /// What `workload` accepts on `port`, and which policy says so. `None` for a workload that is not in this snapshot.
     pub fn mtls_decision(&self, workload: &Workload, port: u16) -> Option<&Decision> {
-        Some(self.mtls.get(&workload.uid)?.on(port))
+        Some(self.accepted_by(&workload.uid)?.on(port))
     }
 }

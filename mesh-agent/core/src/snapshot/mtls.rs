@@ -1,9 +1,10 @@
-//! Which PeerAuthentication holds for a workload: Istio's inheritance, worked out once per workload when a snapshot is built.
+//! Which PeerAuthentication holds for a workload: Istio's inheritance, worked out once per workload, and again when what
+//! it rests on has changed.
 //!
 //! Workload port over workload over namespace over mesh; a mode that is not set inherits; without any policy a workload accepts both.
 //! Within one scope the oldest policy holds alone, ties go by namespace and name; nothing is merged.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -11,7 +12,7 @@ use crate::manifest::NoticeKind;
 use crate::model::{MtlsMode, ObjectRef, PeerAuthentication, Scope};
 
 /// What is accepted, and by whose word.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Decision {
     /// What is accepted.
     pub mode: MtlsMode,
@@ -20,7 +21,7 @@ pub struct Decision {
 }
 
 /// What a workload accepts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct EffectiveMtls {
     default: Decision,
     ports: BTreeMap<u16, Decision>,
@@ -41,25 +42,25 @@ impl EffectiveMtls {
 #[cfg(test)]
 mod tests;
 
-/// The policies of a mesh, sorted by scope.
+/// The policies of one namespace, sorted by scope. Of the root namespace, the whole is the mesh.
 #[derive(Debug, Default)]
-pub(super) struct Policies {
-    mesh: Option<PeerAuthentication>,
-    namespaces: HashMap<String, PeerAuthentication>,
-    /// By namespace, the oldest first.
-    workloads: HashMap<String, Vec<PeerAuthentication>>,
+pub(super) struct Scoped {
+    whole: Option<PeerAuthentication>,
+    /// The oldest first.
+    workloads: Vec<PeerAuthentication>,
 }
 
-/// Something to report about a policy.
+/// Something to report about an object.
 pub(super) type Remark = (ObjectRef, NoticeKind, String);
 
-impl Policies {
-    /// Sorts `policies` into their scopes. Reports those that do not count.
-    pub(super) fn new(
-        mut policies: Vec<PeerAuthentication>,
+impl Scoped {
+    /// Sorts the `policies` of one namespace. Reports those that do not count.
+    pub(super) fn new<'a>(
+        policies: impl Iterator<Item = &'a PeerAuthentication>,
         root_namespace: &str,
         remarks: &mut Vec<Remark>,
     ) -> Self {
+        let mut policies: Vec<_> = policies.cloned().collect();
         policies.sort_by(|a, b| age(a).cmp(&age(b)));
         let mut sorted = Self::default();
         for mut policy in policies {
@@ -70,19 +71,16 @@ impl Policies {
                     NoticeKind::Ignored,
                     format!("a policy of the root namespace {root_namespace} holds for the whole mesh and may have no selector: ignored"),
                 )),
-                Scope::Workload(_) => sorted.workloads.entry(policy.namespace.clone()).or_default().push(policy),
-                Scope::Mesh | Scope::Namespace if in_root => {
-                    policy.scope = Scope::Mesh;
-                    match &sorted.mesh {
-                        Some(older) => remarks.push(shadowed(&policy, older, "the mesh")),
-                        None => sorted.mesh = Some(policy),
-                    }
-                }
+                Scope::Workload(_) => sorted.workloads.push(policy),
                 Scope::Mesh | Scope::Namespace => {
-                    policy.scope = Scope::Namespace;
-                    match sorted.namespaces.get(&policy.namespace) {
-                        Some(older) => remarks.push(shadowed(&policy, older, "its namespace")),
-                        None => drop(sorted.namespaces.insert(policy.namespace.clone(), policy)),
+                    let (scope, shown) = match in_root {
+                        true => (Scope::Mesh, "the mesh"),
+                        false => (Scope::Namespace, "its namespace"),
+                    };
+                    policy.scope = scope;
+                    match &sorted.whole {
+                        Some(older) => remarks.push(shadowed(&policy, older, shown)),
+                        None => sorted.whole = Some(policy),
                     }
                 }
             }
@@ -90,31 +88,31 @@ impl Policies {
         sorted
     }
 
-    /// The policies that count, each with its scope.
-    pub(super) fn in_force(&self) -> impl Iterator<Item = &PeerAuthentication> {
-        let scoped = self.mesh.iter().chain(self.namespaces.values());
-        scoped.chain(self.workloads.values().flatten())
+    /// The policy for all of the namespace.
+    pub(super) fn whole(&self) -> Option<&PeerAuthentication> {
+        self.whole.as_ref()
     }
 
-    /// What a workload of `namespace` with these labels accepts. Reports policies that select it and do not count, once each.
+    /// The policies that count, each with its scope.
+    pub(super) fn in_force(&self) -> impl Iterator<Item = &PeerAuthentication> {
+        self.whole.iter().chain(&self.workloads)
+    }
+
+    /// What a workload of this namespace with these labels accepts, where `mesh` holds for the whole mesh. Reports policies that select
+    /// it and do not count.
     pub(super) fn effective(
         &self,
-        namespace: &str,
+        mesh: Option<&PeerAuthentication>,
         labels: &BTreeMap<String, String>,
-        remarks: &mut BTreeSet<Remark>,
+        remarks: &mut Vec<Remark>,
     ) -> EffectiveMtls {
         let mut default = Decision {
             mode: MtlsMode::Permissive,
             decided_by: None,
         };
-        let mut selecting = self
-            .workloads
-            .get(namespace)
-            .into_iter()
-            .flatten()
-            .filter(|p| selects(p, labels));
+        let mut selecting = self.workloads.iter().filter(|p| selects(p, labels));
         let own = selecting.next();
-        for policy in self.mesh.iter().chain(self.namespaces.get(namespace)).chain(own) {
+        for policy in mesh.into_iter().chain(&self.whole).chain(own) {
             if let Some(mode) = policy.mode {
                 default = decision(mode, policy);
             }
@@ -122,7 +120,7 @@ impl Policies {
         let mut ports = BTreeMap::new();
         if let Some(own) = own {
             for younger in selecting {
-                remarks.insert(shadowed(younger, own, "a workload that both select"));
+                remarks.push(shadowed(younger, own, "a workload that both select"));
             }
             for (port, mode) in &own.ports {
                 let decision = mode.map_or_else(|| default.clone(), |mode| decision(mode, own));

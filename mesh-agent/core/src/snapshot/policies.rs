@@ -1,8 +1,9 @@
-//! Which AuthorizationPolicies select a workload: worked out once per workload when a snapshot is built.
+//! Which AuthorizationPolicies select a workload: worked out once per workload, and again when what it
+//! rests on has changed.
 //!
 //! A policy of the root namespace holds for the whole mesh, any other for its namespace; a selector narrows both, and so do targetRefs.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_common::mutation::{self, Mechanism};
@@ -16,27 +17,27 @@ use super::mtls::Remark;
 /// Labels that a workload must have.
 type Selector = BTreeMap<String, String>;
 
-/// The policies of a mesh, by namespace.
-#[derive(Debug, Default)]
-pub(super) struct Authorization {
-    mesh: Vec<Selecting>,
-    namespaces: HashMap<String, Vec<Selecting>>,
-    /// Workloads that are selected alike share one list.
-    shared: HashSet<Arc<Applicable>>,
-}
-
+/// A policy with what it is about.
 #[derive(Debug)]
-struct Selecting {
+pub(super) struct Selecting {
     policy: Arc<AuthorizationPolicy>,
     /// One of these must fit.
     selectors: Vec<Selector>,
 }
 
-impl Authorization {
-    /// Sorts `policies`, which come in the order of their names.
-    pub(super) fn new(
-        policies: &[Arc<AuthorizationPolicy>],
-        services: &[&ServiceSpec],
+/// The policies of one namespace.
+#[derive(Debug, Default)]
+pub(super) struct Selection {
+    /// Those that hold for the whole mesh.
+    pub(super) mesh: Vec<Selecting>,
+    own: Vec<Selecting>,
+}
+
+impl Selection {
+    /// Sorts the `policies` of one namespace, which come in the order of their names. `services` are those of the namespace.
+    pub(super) fn new<'a>(
+        policies: impl Iterator<Item = &'a Arc<AuthorizationPolicy>>,
+        services: &BTreeMap<Arc<str>, Arc<ServiceSpec>>,
         root_namespace: &str,
         remarks: &mut Vec<Remark>,
     ) -> Self {
@@ -51,34 +52,26 @@ impl Authorization {
             if of_the_mesh && policy.services.is_none() {
                 sorted.mesh.push(selecting);
             } else {
-                let namespace = sorted.namespaces.entry(policy.namespace.clone());
-                namespace.or_default().push(selecting);
+                sorted.own.push(selecting);
             }
         }
         sorted
     }
 
-    /// The policies that select a workload of `namespace` with these labels.
-    pub(super) fn applicable(&mut self, namespace: &str, labels: &Selector) -> Arc<Applicable> {
-        let own = self.namespaces.get(namespace).into_iter().flatten();
-        let selecting = self.mesh.iter().chain(own).filter(|selecting| {
+    /// The policies that select a workload of this namespace with these labels, where those in `mesh` hold for the whole mesh.
+    pub(super) fn applicable(&self, mesh: &[Selecting], labels: &Selector) -> Applicable {
+        let selecting = mesh.iter().chain(&self.own).filter(|selecting| {
             let mut selectors = selecting.selectors.iter();
             selectors.any(|selector| selector.iter().all(|(key, value)| labels.get(key) == Some(value)))
         });
-        let found = Applicable::new(selecting.map(|selecting| Arc::clone(&selecting.policy)));
-        if let Some(same) = self.shared.get(&found) {
-            return Arc::clone(same);
-        }
-        let found = Arc::new(found);
-        self.shared.insert(Arc::clone(&found));
-        found
+        Applicable::new(selecting.map(|selecting| Arc::clone(&selecting.policy)))
     }
 }
 
 /// What workloads it is about: those that fit one of these.
 fn selectors(
     policy: &AuthorizationPolicy,
-    services: &[&ServiceSpec],
+    services: &BTreeMap<Arc<str>, Arc<ServiceSpec>>,
     remarks: &mut Vec<Remark>,
 ) -> Vec<Selector> {
     let Some(targets) = &policy.services else {
@@ -86,10 +79,7 @@ fn selectors(
     };
     let mut selectors = Vec::new();
     for target in targets {
-        let service = services
-            .iter()
-            .find(|service| *service.name.namespace == *policy.namespace && *service.name.name == **target);
-        match service {
+        match services.get(target.as_str()) {
             Some(service) if !service.selector.is_empty() => selectors.push(service.selector.clone()),
             _ => remarks.push((
                 policy.object(),

@@ -1,5 +1,7 @@
 //! What becomes of documents once they stand together.
 
+mod changes;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -141,7 +143,7 @@ fn a_workload_is_what_its_pod_says() {
         ("payment", "v2")
     );
     assert_eq!((got.addresses.len(), got.ready), (2, false));
-    assert_eq!(got.ports, [("web".to_owned(), 80)].into());
+    assert_eq!(*got.ports, [("web".to_owned(), 80)].into());
     assert_eq!(got.location.as_ref().unwrap().netns, "/run/netns/p");
     assert_eq!(snapshot.local_workloads().count(), 1);
 }
@@ -522,21 +524,20 @@ proptest! {
             text += &format!("---\n{{apiVersion: v1, kind: Service, metadata: {{name: s{name}, namespace: shop}}, spec: {{clusterIP: 198.19.0.{}, selector: {{app: a}}, ports: [{{port: 80}}]}}}}\n", vip + 1);
         }
         let snapshot = build(&text);
-        for (address, owner) in &snapshot.by_address {
+        for (address, owner) in snapshot.by_address.iter() {
             prop_assert!(owner.addresses.contains(address) && !owner.host_network);
-            prop_assert!(Arc::ptr_eq(owner, &snapshot.workloads[&owner.uid]));
+            prop_assert!(Arc::ptr_eq(owner, snapshot.workload(&owner.uid).unwrap()));
             prop_assert!(!snapshot.contested.contains_key(address));
         }
         for workload in snapshot.workloads() {
-            prop_assert!(snapshot.mtls.contains_key(&workload.uid));
+            prop_assert!(snapshot.accepted_by(&workload.uid).is_some());
             for address in workload.addresses.iter().filter(|_| workload.enrolment.is_enrolled()) {
                 let known = snapshot.by_address.get(address).is_some_and(|owner| owner.enrolment.is_enrolled());
                 prop_assert!(known || snapshot.contested.contains_key(address));
             }
         }
-        for (vip, service) in &snapshot.by_vip {
-            prop_assert!(service.vips.contains(vip));
-            prop_assert!(Arc::ptr_eq(service, &snapshot.services[&service.name]));
+        for (vip, name) in snapshot.by_vip.iter() {
+            prop_assert!(snapshot.service(name).unwrap().vips.contains(vip));
         }
         for endpoint in snapshot.services().flat_map(|service| service.endpoints.values()).flatten() {
             let owner = snapshot.workload_by_address(endpoint.address.ip());

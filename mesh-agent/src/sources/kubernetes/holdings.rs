@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::manifest::{Kind, Notice, NoticeKind, Origin, PLACEMENT};
-use mesh_core::model::ObjectRef;
+use mesh_core::model::{ObjectRef, Sharing};
 use serde_json::Value;
 
 use super::events::Complaint;
@@ -30,7 +30,8 @@ pub(super) struct Holdings {
     reading: Reading,
     shared: Arc<Shared>,
     origin: Origin,
-    objects: HashMap<ObjectRef, Held>,
+    objects: HashMap<Arc<ObjectRef>, Held>,
+    sharing: Sharing,
     journal: Journal,
     /// An earlier run has kept a full list.
     stored: bool,
@@ -41,10 +42,10 @@ pub(super) struct Holdings {
 /// A list that is being read.
 #[derive(Default)]
 pub(super) struct Listing {
-    seen: HashSet<ObjectRef>,
-    changed: Vec<(ObjectRef, Held)>,
+    seen: HashSet<Arc<ObjectRef>>,
+    changed: Vec<(Arc<ObjectRef>, Held)>,
     /// Objects whose document in the list is bad: the one before stays kept.
-    keep: HashSet<ObjectRef>,
+    keep: HashSet<Arc<ObjectRef>>,
     draft: Option<Draft>,
 }
 
@@ -68,6 +69,7 @@ impl Holdings {
                 column: 0,
             },
             objects: HashMap::new(),
+            sharing: Sharing::default(),
             journal: Journal::new(kept, kind.name),
             stored: false,
             said: false,
@@ -78,11 +80,14 @@ impl Holdings {
     pub(super) fn load(&mut self) {
         let mut objects = HashMap::new();
         let mut documents = 0;
+        let mut sharing = Sharing::default();
         self.stored = self.journal.read(|mut document| {
             documents += 1;
             let read = self.read(&mut document, None);
-            objects.extend(read.filter(|(_, held)| held.accepted.is_some()));
+            let good = read.filter(|(_, held)| held.accepted.is_some());
+            objects.extend(good.map(|(name, held)| (Arc::new(name), shared(held, &mut sharing))));
         });
+        self.sharing = sharing;
         if self.stored {
             tracing::debug!(
                 target: "mesh_agent::kubernetes",
@@ -134,7 +139,7 @@ impl Holdings {
 
     /// An object of the list, in `version` of the kind.
     pub(super) fn listed(&mut self, listing: &mut Listing, mut document: Value, version: &str) {
-        let Some((name, held)) = self.read(&mut document, Some(version)) else {
+        let Some((name, held)) = self.learn(&mut document, version) else {
             return;
         };
         if held.rejection.is_some() {
@@ -182,7 +187,7 @@ impl Holdings {
 
     /// This is how an object is now. Most of what changes in a cluster changes nothing here.
     pub(super) fn put(&mut self, mut document: Value, version: &str) {
-        let Some((name, held)) = self.read(&mut document, Some(version)) else {
+        let Some((name, held)) = self.learn(&mut document, version) else {
             return;
         };
         if self.objects.get(&name) == Some(&held) {
@@ -200,23 +205,23 @@ impl Holdings {
     pub(super) fn delete(&mut self, document: &Value) {
         if let Some(name) = self.kind.object(document) {
             self.journal.delete(&name);
-            self.apply(vec![(name, Held::default())]);
+            self.apply(vec![(self.name(name), Held::default())]);
         }
     }
 
     /// Tells the owner, unless that was done.
     fn complain(&self, name: &ObjectRef, held: &Held, document: &Value) {
-        let before = self.objects.get(name).and_then(|held| held.rejection.as_ref());
+        let before = self.objects.get(name).and_then(|held| held.rejection.as_deref());
         if let Some(rejection) = held
             .rejection
-            .as_ref()
+            .as_deref()
             .filter(|rejection| before != Some(*rejection))
         {
             self.shared.complaints.send(Complaint::new(document, rejection));
         }
     }
 
-    fn apply(&mut self, changed: Vec<(ObjectRef, Held)>) {
+    fn apply(&mut self, changed: Vec<(Arc<ObjectRef>, Held)>) {
         if changed.is_empty() {
             return;
         }
@@ -228,7 +233,7 @@ impl Holdings {
         self.count();
     }
 
-    fn replace(&mut self, changed: &[(ObjectRef, Held)]) {
+    fn replace(&mut self, changed: &[(Arc<ObjectRef>, Held)]) {
         for (name, held) in changed {
             if held.is_gone() {
                 self.objects.remove(name);
@@ -243,6 +248,18 @@ impl Holdings {
         self.shared
             .board
             .update(self.index, |status| status.objects = objects);
+    }
+
+    /// The name, held once for all who keep it.
+    fn name(&self, name: ObjectRef) -> Arc<ObjectRef> {
+        let known = self.objects.get_key_value(&name);
+        known.map_or_else(|| Arc::new(name), |(known, _)| Arc::clone(known))
+    }
+
+    /// As [`read`](Self::read), for a document that the server has sent in `version`.
+    fn learn(&mut self, document: &mut Value, version: &str) -> Option<(Arc<ObjectRef>, Held)> {
+        let (name, held) = self.read(document, Some(version))?;
+        Some((self.name(name), shared(held, &mut self.sharing)))
     }
 
     /// The object in a document, and what is in force of it with that document; `None` for one without a name. The document is left with
@@ -270,7 +287,7 @@ impl Holdings {
             }
             Err(rejection) => Held {
                 accepted: self.objects.get(&name).and_then(|held| held.accepted.clone()),
-                rejection: Some(*rejection),
+                rejection: Some(rejection),
             },
         };
         Some((name, held))
@@ -314,4 +331,12 @@ impl Holdings {
             ),
         }
     }
+}
+
+/// The same, with parts that other objects have, too, held once.
+fn shared(mut held: Held, sharing: &mut Sharing) -> Held {
+    if let Some(accepted) = &mut held.accepted {
+        sharing.share(&mut accepted.object);
+    }
+    held
 }

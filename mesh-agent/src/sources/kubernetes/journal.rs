@@ -6,6 +6,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mesh_core::model::ObjectRef;
@@ -181,7 +182,7 @@ impl Journal {
     }
 
     /// Puts the draft in place of the file. Of the objects in `keep` the old file's last documents are taken over.
-    pub(super) fn commit(&mut self, mut draft: Draft, keep: &HashSet<ObjectRef>) {
+    pub(super) fn commit(&mut self, mut draft: Draft, keep: &HashSet<Arc<ObjectRef>>) {
         if !keep.is_empty() {
             let mut copied = Ok(());
             let found = self.documents(
@@ -371,7 +372,10 @@ mod tests {
         journal.put(&document("b", "2"));
         let mut draft = journal.draft().unwrap();
         draft.put(&document("c", "1")).unwrap();
-        journal.commit(draft, &HashSet::from([ObjectRef::new("Pod", "shop", "b")]));
+        journal.commit(
+            draft,
+            &HashSet::from([Arc::new(ObjectRef::new("Pod", "shop", "b"))]),
+        );
         assert_eq!(kept(dir.path()).unwrap(), ["b 2", "c 1"]);
     }
 

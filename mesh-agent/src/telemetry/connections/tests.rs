@@ -2,7 +2,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use mesh_core::model::{Enrolment, Owner, ServiceRef, WorkloadUid};
+use mesh_core::model::{Enrolment, Owner, Pod, ServiceRef, WorkloadUid};
 
 use super::*;
 use crate::telemetry::traffic::{GRACE, SCRAPES, UNSCRAPED};
@@ -14,26 +14,35 @@ fn identity(name: &str) -> SpiffeId {
 }
 
 pub(crate) fn workload(name: &str, last: u8) -> Arc<Workload> {
-    Arc::new(Workload {
-        uid: WorkloadUid::new("shop", &format!("{name}-1"), "u"),
+    let pod = Pod {
         namespace: "shop".into(),
         name: format!("{name}-1"),
+        uid: "u".into(),
         service_account: name.into(),
-        identity: identity(name),
         node: "n1".into(),
         addresses: vec![IpAddr::V4(Ipv4Addr::new(198, 18, 0, last))],
+        node_addresses: Vec::new(),
         host_network: false,
-        ports: Default::default(),
-        labels: [("app".to_owned(), name.to_owned())].into(),
-        enrolment: Enrolment::Enrolled,
+        ports: Arc::default(),
+        labels: Arc::new([("app".to_owned(), name.to_owned())].into()),
+        wish: None,
+        obstacle: None,
         ready: true,
+        terminating: false,
+        finished: false,
         location: None,
         probe_ports: Default::default(),
         exclusions: Default::default(),
-        owner: Owner {
+        owner: Arc::new(Owner {
             kind: "Deployment".into(),
             name: name.into(),
-        },
+        }),
+    };
+    Arc::new(Workload {
+        uid: WorkloadUid::new("shop", &pod.name, "u"),
+        identity: identity(name),
+        enrolment: Enrolment::Enrolled,
+        pod: Arc::new(pod),
     })
 }
 

@@ -5,6 +5,7 @@ use crate::telemetry::connections::{ConnectionInfo, HandshakeRole, Reporter, Sec
 fn readings() -> Readings {
     Readings {
         snapshot_version: 7,
+        snapshot_building: Duration::from_millis(1500),
         config_rejections: 2,
         kinds: vec![KindReading {
             kind: "Pod".into(),
@@ -121,6 +122,7 @@ fn readings_become_metrics() {
     let text = render(&Arc::default());
     for expected in [
         "mesh_agent_snapshot_version 7",
+        "mesh_agent_snapshot_build_seconds_total 1.5",
         "mesh_agent_config_rejections 2",
         r#"mesh_agent_kubernetes_objects{kind="Pod"} 5"#,
         r#"mesh_agent_kubernetes_kind_state{kind="Pod",state="watching"} 1"#,

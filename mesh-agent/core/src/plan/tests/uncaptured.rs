@@ -1,5 +1,7 @@
 //! Exclusions and connections that go around capture, under policies.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::model::Exclusions;
 
@@ -28,7 +30,7 @@ fn asking(snapshot: &Snapshot) -> Workload {
         .workload_by_address("198.18.0.2".parse().unwrap())
         .unwrap();
     let mut payment = Workload::clone(payment);
-    payment.exclusions = Exclusions {
+    Arc::make_mut(&mut payment.pod).exclusions = Exclusions {
         outbound_ports: [3306].into(),
         outbound_cidrs: ["10.0.0.0/8".parse().unwrap()].into(),
         inbound_ports: [8080, 9090].into(),
@@ -51,7 +53,7 @@ fn nothing_is_excluded_unless_the_settings_allow_it() {
     let decision = exclusions(&snapshot, &payment, ALL);
     assert_eq!(
         (decision.in_force, decision.refused),
-        (payment.exclusions, vec![])
+        (payment.exclusions.clone(), vec![])
     );
     let only_cidrs = AllowedExclusions {
         outbound_cidrs: true,

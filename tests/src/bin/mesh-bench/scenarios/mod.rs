@@ -3,6 +3,7 @@
 mod changes;
 mod connections;
 mod fairness;
+mod kubernetes;
 mod memory;
 mod requests;
 mod streams;
@@ -76,6 +77,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "changes",
         about: "from a file's change to its enforcement",
         run: changes::changes,
+    },
+    Scenario {
+        name: "kubernetes",
+        about: "one agent and the API of a cluster of 5,000 and of 50,000 pods: memory, and from a change to its effect",
+        run: kubernetes::kubernetes,
     },
     Scenario {
         name: "fairness",

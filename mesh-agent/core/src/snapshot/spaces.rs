@@ -1,0 +1,71 @@
+//! The objects in force, by namespace, and what each namespace's policies come to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::mtls::{Remark, Scoped};
+use super::policies::Selection;
+use crate::model::{
+    AuthorizationPolicy, EndpointSlice, ObjectRef, PeerAuthentication, Pod, ServiceSpec, Wish, Workload,
+};
+
+/// A pod.
+#[derive(Debug, Default)]
+pub(super) struct PodEntry {
+    /// As it is now; `None` for one that is gone.
+    pub(super) pod: Option<Arc<Pod>>,
+    /// As it was when the workload was made last.
+    pub(super) workload: Option<Arc<Workload>>,
+}
+
+/// One namespace.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    pub(super) wish: Option<Wish>,
+    pub(super) pods: BTreeMap<Arc<ObjectRef>, PodEntry>,
+    /// By name.
+    pub(super) services: BTreeMap<Arc<str>, Arc<ServiceSpec>>,
+    /// By the service they belong to.
+    pub(super) slices: BTreeMap<String, BTreeMap<Arc<ObjectRef>, Arc<EndpointSlice>>>,
+    pub(super) peers: BTreeMap<Arc<ObjectRef>, PeerAuthentication>,
+    pub(super) policies: BTreeMap<Arc<ObjectRef>, Arc<AuthorizationPolicy>>,
+    /// What `peers` come to.
+    pub(super) scoped: Scoped,
+    /// What `policies` come to.
+    pub(super) selection: Selection,
+}
+
+impl Space {
+    /// Whether nothing is left of it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.wish.is_none()
+            && self.pods.is_empty()
+            && self.services.is_empty()
+            && self.slices.is_empty()
+            && self.peers.is_empty()
+            && self.policies.is_empty()
+    }
+
+    /// Sorts the policies anew. Returns what there is to say about them.
+    pub(super) fn sort_policies(&mut self, root_namespace: &str) -> Vec<Remark> {
+        let mut remarks = Vec::new();
+        self.scoped = Scoped::new(self.peers.values(), root_namespace, &mut remarks);
+        let policies = self.policies.values();
+        self.selection = Selection::new(policies, &self.services, root_namespace, &mut remarks);
+        remarks
+    }
+
+    /// The pods that are there.
+    pub(super) fn live(&self) -> impl Iterator<Item = &Arc<Pod>> + Clone {
+        self.pods.values().filter_map(|entry| entry.pod.as_ref())
+    }
+
+    /// Whether a policy is about the workloads behind the service `name`.
+    pub(super) fn is_target(&self, name: &str) -> bool {
+        let mut targets = self
+            .policies
+            .values()
+            .filter_map(|policy| policy.services.as_ref());
+        targets.any(|targets| targets.iter().any(|target| target == name))
+    }
+}
