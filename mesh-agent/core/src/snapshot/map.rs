@@ -12,10 +12,11 @@ const PLACES: usize = 64;
 
 type Leaf<K, V> = Vec<(u32, K, V)>;
 type Branch<K, V> = Vec<Option<Arc<Leaf<K, V>>>>;
+type Root<K, V> = Vec<Option<Arc<Branch<K, V>>>>;
 
 /// The map. Cheap to clone.
 pub(crate) struct Map<K, V> {
-    root: Arc<Vec<Option<Arc<Branch<K, V>>>>>,
+    root: Arc<Root<K, V>>,
     len: usize,
     hasher: RandomState,
 }

@@ -180,7 +180,8 @@ fn handshakes_and_failures_are_counted_by_reason() {
 fn label_values_are_escaped() {
     let log = Arc::new(ConnectionLog::default());
     let mut odd = (*workload("order", 1)).clone();
-    odd.labels.insert("app".into(), "a\"b\\c\nd".into());
+    let labels = &mut Arc::make_mut(&mut odd.pod).labels;
+    Arc::make_mut(labels).insert("app".into(), "a\"b\\c\nd".into());
     drop(log.open(ConnectionInfo {
         source: Some(Arc::new(odd)),
         ..info(Reporter::Source)

@@ -244,7 +244,7 @@ fn follow(batches: &[Vec<Change>]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn what_is_made_change_by_change_is_what_all_objects_say(

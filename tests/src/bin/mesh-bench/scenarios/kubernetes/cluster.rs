@@ -30,7 +30,7 @@ impl Size {
     pub(crate) fn objects(self) -> impl Iterator<Item = Value> {
         let nodes = (0..self.nodes()).map(node);
         let spaces = (0..self.spaces()).flat_map(|n| [namespace(n), peers(n), policy(n)]);
-        let services = (0..self.services()).flat_map(|n| [service(n), slice(self, n, true)]);
+        let services = (0..self.services()).flat_map(move |n| [service(n), slice(self, n, true)]);
         let pods = (0..self.pods).map(move |n| pod(self, n));
         nodes.chain(spaces).chain(services).chain(pods)
     }
