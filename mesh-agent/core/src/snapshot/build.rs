@@ -493,9 +493,17 @@ impl Builder {
         touched
     }
 
-    /// Forgets namespaces of which nothing is left.
+    /// Says where namespaces stand, and forgets those of which nothing is left.
     fn sweep(&mut self) {
         for name in mem::take(&mut self.stale.spaces) {
+            let standing = self.spaces.get(&name).and_then(Space::standing);
+            if self.made.namespaces.get(&*name) != standing.as_ref() {
+                let all = Arc::make_mut(&mut self.made.namespaces);
+                match standing {
+                    Some(standing) => drop(all.insert(name.to_string(), standing)),
+                    None => drop(all.remove(&*name)),
+                }
+            }
             if self.spaces.get(&name).is_some_and(Space::is_empty) {
                 self.spaces.remove(&name);
             }

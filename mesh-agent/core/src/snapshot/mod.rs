@@ -86,7 +86,17 @@ pub struct Snapshot {
     /// Addresses of enrolled workloads, contested ones too, and ClusterIPs of services that lead to one of them.
     enrolled: Map<IpAddr, ()>,
     recent: Recent,
+    namespaces: Arc<BTreeMap<String, NamespaceStanding>>,
     diagnostics: Arc<Diagnostics>,
+}
+
+/// Whether the pods of a namespace are part of the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct NamespaceStanding {
+    /// By its own labels they are.
+    pub enrolled: bool,
+    /// There is a pod that says otherwise by labels of its own, or was so when this was made.
+    pub mixed: bool,
 }
 
 /// Why an address that an enrolled workload claims leads to none.
@@ -126,6 +136,7 @@ impl Snapshot {
             authorization_policies: Arc::default(),
             enrolled: Map::default(),
             recent: Recent::default(),
+            namespaces: Arc::default(),
             diagnostics: Arc::default(),
         }
     }
@@ -143,6 +154,11 @@ impl Snapshot {
     /// All workloads, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.members.values().map(|member| &member.workload)
+    }
+
+    /// The namespaces that are known, by name, and whether their pods are part of the mesh.
+    pub fn namespaces(&self) -> &BTreeMap<String, NamespaceStanding> {
+        &self.namespaces
     }
 
     /// How many workloads there are.

@@ -31,6 +31,8 @@ pub(super) struct Plain {
     peers: BTreeSet<String>,
     policies: Vec<String>,
     enrolled: BTreeSet<IpAddr>,
+    /// By name: whether it is enrolled, and whether a pod says otherwise.
+    namespaces: BTreeMap<String, (bool, bool)>,
     notices: Vec<Notice>,
 }
 
@@ -119,6 +121,10 @@ impl Plain {
         let policies = snapshot.authorization_policies.iter();
         plain.policies = policies.map(|policy| policy.object().to_string()).collect();
         plain.enrolled = snapshot.enrolled_addresses().collect();
+        let namespaces = snapshot.namespaces().iter();
+        plain.namespaces = namespaces
+            .map(|(name, standing)| (name.clone(), (standing.enrolled, standing.mixed)))
+            .collect();
         plain.notices = snapshot.diagnostics.notices.clone();
         plain
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::NamespaceStanding;
 use super::mtls::{Remark, Scoped};
 use super::policies::Selection;
 use crate::model::{
@@ -21,7 +22,14 @@ pub(super) struct PodEntry {
 /// One namespace.
 #[derive(Debug, Default)]
 pub(super) struct Space {
+    /// There is a Namespace object.
+    pub(super) known: bool,
+    /// What that asks for.
     pub(super) wish: Option<Wish>,
+    /// How many pods ask for the mesh by labels of their own.
+    pub(super) asking: usize,
+    /// How many decline it.
+    pub(super) declining: usize,
     pub(super) pods: BTreeMap<Arc<ObjectRef>, PodEntry>,
     /// By name.
     pub(super) services: BTreeMap<Arc<str>, Arc<ServiceSpec>>,
@@ -38,12 +46,30 @@ pub(super) struct Space {
 impl Space {
     /// Whether nothing is left of it.
     pub(super) fn is_empty(&self) -> bool {
-        self.wish.is_none()
+        !self.known
             && self.pods.is_empty()
             && self.services.is_empty()
             && self.slices.is_empty()
             && self.peers.is_empty()
             && self.policies.is_empty()
+    }
+
+    /// How many pods ask for `wish` by labels of their own.
+    pub(super) fn wishing(&mut self, wish: Wish) -> &mut usize {
+        match wish {
+            Wish::Enabled => &mut self.asking,
+            Wish::Disabled => &mut self.declining,
+        }
+    }
+
+    /// Whether its pods are part of the mesh; `None` without a Namespace object.
+    pub(super) fn standing(&self) -> Option<NamespaceStanding> {
+        let enrolled = self.wish == Some(Wish::Enabled);
+        let others = if enrolled { self.declining } else { self.asking };
+        self.known.then_some(NamespaceStanding {
+            enrolled,
+            mixed: others > 0,
+        })
     }
 
     /// Sorts the policies anew. Returns what there is to say about them.

@@ -43,6 +43,7 @@ impl Builder {
 
     fn enter_namespace(&mut self, name: &ObjectRef, after: Option<&Namespace>) {
         let space = self.space(&name.name);
+        space.known = after.is_some();
         space.wish = after.and_then(|namespace| namespace.wish);
         let asking = |entry: &PodEntry| entry.pod.as_ref().is_some_and(|pod| pod.wish.is_none());
         let asking = space.pods.iter().filter(|(_, entry)| asking(entry));
@@ -65,6 +66,12 @@ impl Builder {
     fn enter_pod(&mut self, name: &Arc<ObjectRef>, before: Option<&Arc<Pod>>, after: Option<&Arc<Pod>>) {
         let space = self.space(&name.namespace);
         space.pods.entry(Arc::clone(name)).or_default().pod = after.cloned();
+        if let Some(wish) = after.and_then(|pod| pod.wish) {
+            *space.wishing(wish) += 1;
+        }
+        if let Some(wish) = before.and_then(|pod| pod.wish) {
+            *space.wishing(wish) -= 1;
+        }
         let with_slices = |service: &ServiceSpec| space.slices.contains_key(&*service.name.name);
         let derived = space.services.values().filter(|service| {
             let mut versions = before.into_iter().chain(after);

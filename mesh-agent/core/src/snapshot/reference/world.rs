@@ -69,13 +69,16 @@ impl World<'_> {
                 pod.service_account
             );
             let local = pod.node == settings.node_name;
-            let shown = (
-                identity,
-                enrolment(pod, wish),
-                pod.node.clone(),
-                local,
-            );
+            let shown = (identity, enrolment(pod, wish), pod.node.clone(), local);
             plain.workloads.insert(uid(pod), shown);
+        }
+        for (name, wish) in &self.wishes {
+            let enrolled = *wish == Some(Wish::Enabled);
+            let own = self.pods.iter().filter(|pod| pod.namespace == *name);
+            let mixed = own
+                .filter_map(|pod| pod.wish)
+                .any(|wish| (wish == Wish::Enabled) != enrolled);
+            plain.namespaces.insert((*name).to_owned(), (enrolled, mixed));
         }
         self.addresses(&mut plain);
         self.mtls(settings, &mut plain);
