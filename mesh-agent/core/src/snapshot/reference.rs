@@ -11,6 +11,9 @@ use crate::manifest::{Accepted, Notice, NoticeKind};
 use crate::model::{Endpoint, Enrolment, MtlsMode, Object, ObjectRef, ServiceRef};
 use world::World;
 
+/// Endpoints, as text, by port.
+type Ends = BTreeMap<u16, Vec<String>>;
+
 /// Everything that a snapshot says, as values that can be compared.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plain {
@@ -19,7 +22,7 @@ pub(super) struct Plain {
     by_address: BTreeMap<IpAddr, String>,
     contested: BTreeMap<IpAddr, (Vec<ObjectRef>, bool)>,
     /// By name: host name, ClusterIPs, and endpoints by port.
-    services: BTreeMap<ServiceRef, (String, Vec<IpAddr>, BTreeMap<u16, Vec<String>>)>,
+    services: BTreeMap<ServiceRef, (String, Vec<IpAddr>, Ends)>,
     by_vip: BTreeMap<IpAddr, ServiceRef>,
     by_external: BTreeMap<SocketAddr, ServiceRef>,
     by_endpoint: BTreeMap<SocketAddr, Vec<ServiceRef>>,
