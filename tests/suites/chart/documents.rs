@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ResourceQuota, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -75,6 +75,8 @@ fn check(document: &Value) -> Result<()> {
         ("v1", "ResourceQuota") => strictly::<ResourceQuota>(document),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => strictly::<ClusterRole>(document),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => strictly::<ClusterRoleBinding>(document),
+        ("rbac.authorization.k8s.io/v1", "Role") => strictly::<Role>(document),
+        ("rbac.authorization.k8s.io/v1", "RoleBinding") => strictly::<RoleBinding>(document),
         ("monitoring.coreos.com/v1", "PodMonitor") => {
             Ok(serde_json::from_value::<PodMonitor>(document.clone()).map(drop)?)
         }

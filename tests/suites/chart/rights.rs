@@ -55,6 +55,36 @@ fn the_agent_has_the_capabilities_that_are_documented_and_no_others() -> Result<
 }
 
 #[test]
+fn what_runs_before_the_agent_has_no_more_rights_than_documented_either() -> Result<()> {
+    let page = text("docs/kubernetes.md")?;
+    for (name, values) in kinds_of_values()? {
+        let daemonset = one(&all_documents(&render(&values)?)?, "DaemonSet")?;
+        let before = daemonset["spec"]["template"]["spec"]["initContainers"]
+            .as_array()
+            .cloned();
+        for container in before.unwrap_or_default() {
+            let context = &container["securityContext"];
+            ensure!(
+                context["privileged"].is_null() && context["allowPrivilegeEscalation"] == false,
+                "{name}: {context:#}"
+            );
+            ensure!(
+                context["readOnlyRootFilesystem"] == true
+                    && context["capabilities"]["drop"] == json!(["ALL"]),
+                "{name}: {context:#}"
+            );
+            for capability in words(&context["capabilities"]["add"]) {
+                ensure!(
+                    page.contains(&format!("CAP_{capability}")),
+                    "{name}: docs/kubernetes.md does not say why {capability}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_successor_finds_room_beside_its_predecessor() -> Result<()> {
     for (name, values) in kinds_of_values()? {
         let daemonset = one(&all_documents(&render(&values)?)?, "DaemonSet")?;
@@ -91,11 +121,17 @@ fn the_account_reads_and_writes_what_is_listed_and_nothing_else() -> Result<()> 
         ensure!(!all.contains("*"), "{rule}");
         ensure!(!all.contains("secrets") && !all.contains("nodes/proxy"), "{rule}");
     }
-    let binding = one(&documents, "ClusterRoleBinding")?;
+    // Of its own DaemonSet it may know whether it is being deleted.
+    let role = one(&documents, "Role")?;
     ensure!(
-        binding["subjects"]
-            == json!([{"kind": "ServiceAccount", "name": "mesh-agent", "namespace": "mesh-system"}]),
-        "{binding:#}"
+        role["rules"]
+            == json!([{"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": ["mesh-agent"], "verbs": ["list", "watch"]}]),
+        "{role:#}"
     );
+    for kind in ["ClusterRoleBinding", "RoleBinding"] {
+        let binding = one(&documents, kind)?;
+        let wanted = json!([{"kind": "ServiceAccount", "name": "mesh-agent", "namespace": "mesh-system"}]);
+        ensure!(binding["subjects"] == wanted, "{binding:#}");
+    }
     Ok(())
 }

@@ -210,6 +210,8 @@ pub(crate) fn everything() -> Value {
         "stateDir": "/srv/mesh-agent",
         "criSocket": "/srv/runtime/containerd.sock",
         "cgroup": {"root": "/sys/fs/cgroup/unified", "pods": "/node-a", "kubelet": "system.slice/kubelet.service"},
+        "cni": {"enabled": true, "confDir": "/srv/cni/net.d", "binDir": "/srv/cni/bin", "excludeNamespaces": ["kube-system", "storage"], "waitSeconds": 20},
+        "bpffs": {"mount": false},
         "metrics": {"port": 9020, "scrapeAnnotations": false},
         "readinessPort": 9021,
         "podMonitor": {

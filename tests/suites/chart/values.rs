@@ -31,6 +31,8 @@ fn values_that_the_chart_does_not_know_or_that_cannot_be_are_refused_with_the_re
         (json!({"nameOverride": "Mesh"}), "/nameOverride"),
         (json!({"tolerations": [{"operater": "Exists"}]}), "/tolerations/0"),
         (json!({"settings": []}), "/settings"),
+        (json!({"cni": {"waitSeconds": 111}}), "/cni/waitSeconds"),
+        (json!({"cni": {"binDir": "opt"}}), "/cni/binDir"),
         (json!({"drainSeconds": "5s"}), "/drainSeconds"),
         // Refused by the templates.
         (
@@ -67,6 +69,8 @@ fn a_setting_that_a_value_decides_is_refused_among_the_settings() -> Result<()> 
         (json!({"readinessAddress": "[::]:1"}), "readinessPort"),
         (json!({"pods": {"criSocket": "off"}}), "criSocket"),
         (json!({"pods": {"cgroup": "/x"}}), "cgroup.pods"),
+        (json!({"cni": {"enabled": false}}), "cni"),
+        (json!({"kubernetes": {"daemonSet": "a/b"}}), "nameOverride"),
         (
             json!({"defaultConfig": {"terminationDrainDuration": "9s"}}),
             "drainSeconds",
@@ -117,7 +121,13 @@ fn every_value_has_its_place_in_the_schema_and_is_tried_here() -> Result<()> {
         ensure!(tried.pointer(&path).is_some(), "{path} is tried nowhere");
         ensure!(
             tried.pointer(&path) != defaults.pointer(&path)
-                || ["/encryptLocal", "/serviceAccount/create", "/rbac/create"].contains(&path.as_str()),
+                || [
+                    "/encryptLocal",
+                    "/serviceAccount/create",
+                    "/rbac/create",
+                    "/cni/enabled"
+                ]
+                .contains(&path.as_str()),
             "{path} is tried with its default"
         );
     }
@@ -171,7 +181,15 @@ fn values_get_where_they_belong() -> Result<()> {
         ("/metricsAddress", json!("[::]:9020")),
         ("/readinessAddress", json!("[::]:9021")),
         ("/onStop", json!("release")),
-        ("/kubernetes/enabled", json!(true)),
+        (
+            "/kubernetes",
+            json!({"enabled": true, "daemonSet": "mesh-system/pool-a"}),
+        ),
+        (
+            "/cni",
+            json!({"enabled": true, "confDir": "/srv/cni/net.d", "binDir": "/srv/cni/bin", "wait": "20s",
+                "excludeNamespaces": ["kube-system", "mesh-system", "storage"]}),
+        ),
     ] {
         ensure!(settings.pointer(path) == Some(&wanted), "{path}: {settings:#}");
     }
@@ -195,7 +213,10 @@ fn values_get_where_they_belong() -> Result<()> {
         mounts.filter(|mount| mount["mountPath"] == path).count() == 1
     };
     ensure!(
-        mounted("/srv/mesh-agent") && mounted("/srv/runtime"),
+        mounted("/srv/mesh-agent")
+            && mounted("/srv/runtime")
+            && mounted("/srv/cni/net.d")
+            && mounted("/srv/cni/bin"),
         "{container:#}"
     );
     let volumes = pod["volumes"].as_array().context("no volumes")?;
@@ -242,5 +263,22 @@ fn the_notes_say_what_to_do_next_in_the_releases_own_words() -> Result<()> {
     ] {
         ensure!(notes.contains(part), "{part}: {notes}");
     }
+    Ok(())
+}
+
+#[test]
+fn without_the_cni_plugin_neither_its_directories_nor_its_rights_are_asked_for() -> Result<()> {
+    let documents = all_documents(&render(
+        &json!({"cni": {"enabled": false}, "bpffs": {"mount": false}}),
+    )?)?;
+    let settings: Value = serde_saphyr::from_str(&settings_of(&documents)?)?;
+    ensure!(settings["cni"].is_null(), "{settings:#}");
+    let pod = &one(&documents, "DaemonSet")?["spec"]["template"]["spec"];
+    ensure!(
+        pod["initContainers"].is_null() && !pod.to_string().contains("cni"),
+        "{pod:#}"
+    );
+    let role = one(&documents, "ClusterRole")?;
+    ensure!(!role.to_string().contains("get"), "{role:#}");
     Ok(())
 }

@@ -36,6 +36,21 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 {{- end -}}
 
+{{/* What confines each container besides its capabilities. */}}
+{{- define "mesh-agent.profiles" -}}
+seccompProfile:
+  type: RuntimeDefault
+{{- if semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version }}
+# The default AppArmor profile of container runtimes forbids entering other namespaces.
+appArmorProfile:
+  type: Unconfined
+{{- end }}
+{{- with .Values.seLinuxOptions }}
+seLinuxOptions:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{/* Where the container runtime's socket is mounted from; nothing where it is below /run, which is mounted whole. */}}
 {{- define "mesh-agent.criDirectory" -}}
 {{- $path := trimPrefix "unix://" (.Values.criSocket | default "auto") -}}
@@ -61,7 +76,8 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
       "cgroupRoot" "cgroup.root"
       "kubeletCgroup" "cgroup.kubelet"
       "metricsAddress" "metrics.port"
-      "readinessAddress" "readinessPort" -}}
+      "readinessAddress" "readinessPort"
+      "cni" "cni" -}}
 {{- if hasKey $settings $key -}}
 {{- fail (printf "settings.%s is not for the settings file here; it is given by: %s" $key $value) -}}
 {{- end -}}
@@ -73,6 +89,18 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if hasKey ($settings.pods | default dict) $key -}}
 {{- fail (printf "settings.pods.%s is given by: %s" $key $value) -}}
 {{- end -}}
+{{- end -}}
+{{- if hasKey ($settings.kubernetes | default dict) "daemonSet" -}}
+{{- fail "settings.kubernetes.daemonSet is given by: nameOverride and the release's namespace" -}}
+{{- end -}}
+{{- /* When this is deleted, the agents let their pods go and remove the CNI plugin. */ -}}
+{{- $_ := set $settings "kubernetes" (merge (dict "daemonSet" (printf "%s/%s" .Release.Namespace (include "mesh-agent.name" .))) ($settings.kubernetes | default dict)) -}}
+{{- if .Values.cni.enabled -}}
+{{- $cni := dict "enabled" true "excludeNamespaces" (append .Values.cni.excludeNamespaces .Release.Namespace | uniq | sortAlpha) -}}
+{{- if ne .Values.cni.confDir "/etc/cni/net.d" }}{{ $_ := set $cni "confDir" .Values.cni.confDir }}{{ end -}}
+{{- if ne .Values.cni.binDir "/opt/cni/bin" }}{{ $_ := set $cni "binDir" .Values.cni.binDir }}{{ end -}}
+{{- if ne (int .Values.cni.waitSeconds) 30 }}{{ $_ := set $cni "wait" (printf "%ds" (int .Values.cni.waitSeconds)) }}{{ end -}}
+{{- $_ := set $settings "cni" $cni -}}
 {{- end -}}
 {{- $_ := set $settings "defaultConfig" (merge (dict "terminationDrainDuration" (printf "%ds" (int .Values.drainSeconds))) ($settings.defaultConfig | default dict)) -}}
 {{- if ne .Values.stateDir "/var/lib/mesh-agent" -}}

@@ -400,6 +400,9 @@ mod tests {
             .flat_map(|kind| ["list", "watch"].map(|verb| right(kind.group, kind.plural, verb)))
             .collect();
         wanted.insert(right("events.k8s.io", "events", "create"));
+        // Of the CNI plugin, while the agent is away.
+        wanted.insert(right("", "namespaces", "get"));
+        wanted.insert(right("", "pods", "get"));
         let documents: Vec<Value> =
             serde_saphyr::from_multiple(include_str!("../../../../deploy/kubernetes/rbac.yaml")).unwrap();
         let role = documents
