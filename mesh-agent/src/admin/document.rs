@@ -67,6 +67,31 @@ pub struct Status {
     /// The container runtime; absent where pods are not looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_runtime: Option<ContainerRuntime>,
+    /// The CNI plugin; absent where it is not wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<CniStatus>,
+}
+
+/// How the CNI plugin stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CniStatus {
+    /// Whether the container runtime calls it.
+    pub installed: bool,
+    /// The network configuration that names it, or why there is none.
+    pub detail: String,
+    /// Announced sandboxes in which no process is yet.
+    pub awaited: usize,
+    /// Sandboxes that it has asked about, by result.
+    pub calls: Vec<CniCall>,
+}
+
+/// How often the plugin was answered so.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CniCall {
+    /// `captured`, `not-enrolled`, `refused` or `unknown`.
+    pub result: String,
+    /// How often.
+    pub calls: u64,
 }
 
 /// An agent that was relieved and drains.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::endpoints::Sources;
 use super::mtls::{Policies, Remark};
 use super::policies::Authorization;
-use super::{Diagnostics, MeshSettings, Snapshot, addresses, fronts};
+use super::{Diagnostics, MeshSettings, NamespaceStanding, Snapshot, addresses, fronts};
 use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
 use crate::model::{
     AuthorizationPolicy, EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service,
@@ -82,6 +82,7 @@ impl Snapshot {
             mtls,
             authorization_policies: std::mem::take(&mut builder.authorizations),
             authz,
+            namespaces: builder.namespaces(),
             diagnostics: builder.diagnostics(),
             settings,
         }
@@ -163,6 +164,24 @@ impl<'a> Builder<'a> {
                 first.origin
             ),
         });
+    }
+
+    fn namespaces(&self) -> BTreeMap<String, NamespaceStanding> {
+        let is_enabled = |wish: Option<Wish>| wish == Some(Wish::Enabled);
+        let standing = |(name, wish): (&&str, &Option<Wish>)| {
+            let standing = NamespaceStanding {
+                enrolled: is_enabled(*wish),
+                mixed: false,
+            };
+            ((*name).to_owned(), standing)
+        };
+        let mut all: BTreeMap<String, NamespaceStanding> = self.wishes.iter().map(standing).collect();
+        for pod in &self.pods {
+            if let (Some(_), Some(namespace)) = (pod.wish, all.get_mut(&pod.namespace)) {
+                namespace.mixed |= is_enabled(pod.wish) != namespace.enrolled;
+            }
+        }
+        all
     }
 
     fn workloads(&mut self, settings: &MeshSettings) -> Vec<(&'a Pod, Arc<Workload>)> {

@@ -9,7 +9,7 @@ mod policies;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -63,7 +63,17 @@ pub struct Snapshot {
     pub(crate) authorization_policies: Vec<Arc<AuthorizationPolicy>>,
     /// The policies that select each workload.
     pub(crate) authz: HashMap<WorkloadUid, Arc<Applicable>>,
+    pub(crate) namespaces: BTreeMap<String, NamespaceStanding>,
     pub(crate) diagnostics: Diagnostics,
+}
+
+/// Whether the pods of a namespace are part of the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct NamespaceStanding {
+    /// By its own labels they are.
+    pub enrolled: bool,
+    /// There is a pod that says otherwise by labels of its own, or was so when this was made.
+    pub mixed: bool,
 }
 
 /// Why an address that an enrolled workload claims leads to none.
@@ -102,6 +112,7 @@ impl Snapshot {
             mtls: HashMap::new(),
             authorization_policies: Vec::new(),
             authz: HashMap::new(),
+            namespaces: BTreeMap::new(),
             diagnostics: Diagnostics::default(),
         }
     }
@@ -119,6 +130,11 @@ impl Snapshot {
     /// All workloads, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
+    }
+
+    /// The namespaces that are known, by name, and whether their pods are part of the mesh.
+    pub fn namespaces(&self) -> &BTreeMap<String, NamespaceStanding> {
+        &self.namespaces
     }
 
     /// The workload with this uid.
