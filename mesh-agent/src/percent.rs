@@ -2,7 +2,11 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// `text` with everything but letters, digits, `-`, `.`, `_` and `~` as `%XX`.
 pub(crate) fn encoded(text: &str) -> PercentEncode<'_> {
@@ -16,6 +20,9 @@ mod tests {
     #[test]
     fn unreserved_characters_stay_and_all_others_are_bytes() {
         assert_eq!(encoded("a-Z0._~").to_string(), "a-Z0._~");
-        assert_eq!(encoded("a b,c=d&e%\u{e9}/").to_string(), "a%20b%2Cc%3Dd%26e%25%C3%A9%2F");
+        assert_eq!(
+            encoded("a b,c=d&e%\u{e9}/").to_string(),
+            "a%20b%2Cc%3Dd%26e%25%C3%A9%2F"
+        );
     }
 }

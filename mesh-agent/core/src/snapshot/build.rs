@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::endpoints::Sources;
+use super::meshes::Meshes;
 use super::mtls::{Policies, Remark};
 use super::policies::Authorization;
 use super::{Diagnostics, MeshSettings, Snapshot, addresses, fronts};
 use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
 use crate::model::{
     AuthorizationPolicy, EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service,
-    ServiceSpec, SpiffeId, Wish, Workload, WorkloadUid,
+    ServiceSpec, SpiffeId, Wish, Wishes, Workload, WorkloadUid,
 };
 
 impl Snapshot {
@@ -23,7 +24,9 @@ impl Snapshot {
         diagnostics: Diagnostics,
     ) -> Self {
         let mut builder = Builder::new(accepted, diagnostics);
-        let pods = builder.workloads(&settings);
+        let meshes = Meshes::of(builder.pods.iter().copied(), &settings);
+        builder.remarks.extend(meshes.remarks(&settings.node_name));
+        let pods = builder.workloads(&settings, &meshes);
         let addresses = addresses::index(&pods, &builder.nodes);
         let policies = Policies::new(
             builder.policies.drain(..).collect(),
@@ -82,6 +85,7 @@ impl Snapshot {
             mtls,
             authorization_policies: std::mem::take(&mut builder.authorizations),
             authz,
+            other_meshes: meshes.on(&settings.node_name).to_vec(),
             diagnostics: builder.diagnostics(),
             settings,
         }
@@ -103,7 +107,7 @@ impl Snapshot {
 /// The objects by kind, and what is to be said about them.
 struct Builder<'a> {
     origins: HashMap<ObjectRef, &'a Origin>,
-    wishes: HashMap<&'a str, Option<Wish>>,
+    wishes: HashMap<&'a str, Wishes>,
     nodes: Vec<&'a Node>,
     pods: Vec<&'a Pod>,
     services: Vec<&'a ServiceSpec>,
@@ -140,7 +144,9 @@ impl<'a> Builder<'a> {
             builder.diagnostics.notices.extend(one.notices.iter().cloned());
             builder.origins.insert(name, &one.origin);
             match &*one.object {
-                Object::Namespace(namespace) => drop(builder.wishes.insert(&namespace.name, namespace.wish)),
+                Object::Namespace(namespace) => {
+                    drop(builder.wishes.insert(&namespace.name, namespace.wishes))
+                }
                 Object::Node(node) => builder.nodes.push(node),
                 Object::Pod(pod) if pod.finished => {}
                 Object::Pod(pod) => builder.pods.push(pod),
@@ -165,19 +171,22 @@ impl<'a> Builder<'a> {
         });
     }
 
-    fn workloads(&mut self, settings: &MeshSettings) -> Vec<(&'a Pod, Arc<Workload>)> {
+    fn workloads(&mut self, settings: &MeshSettings, meshes: &Meshes) -> Vec<(&'a Pod, Arc<Workload>)> {
         let mut found = Vec::new();
         for pod in self.pods.clone() {
-            let wish = pod
-                .wish
-                .or_else(|| self.wishes.get(pod.namespace.as_str()).copied().flatten());
+            let namespace = self
+                .wishes
+                .get(pod.namespace.as_str())
+                .copied()
+                .unwrap_or_default();
+            let enrolment = enrolment(pod, namespace, meshes);
             let identity = SpiffeId::new(
                 settings.trust_domain.clone(),
                 &pod.namespace,
                 &pod.service_account,
             );
             match identity {
-                Ok(identity) => found.push((pod, Arc::new(workload(pod, identity, enrolment(pod, wish))))),
+                Ok(identity) => found.push((pod, Arc::new(workload(pod, identity, enrolment)))),
                 Err(error) => self.remarks.push((
                     ObjectRef::new("Pod", &pod.namespace, &pod.name),
                     NoticeKind::Ignored,
@@ -244,9 +253,14 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn enrolment(pod: &Pod, wish: Option<Wish>) -> Enrolment {
-    match (wish, &pod.obstacle) {
-        (None | Some(Wish::Disabled), _) => Enrolment::NotEnrolled,
+fn enrolment(pod: &Pod, namespace: Wishes, meshes: &Meshes) -> Enrolment {
+    let left = meshes.istio_label_left(&pod.node);
+    let wish = |with_istio| pod.wishes.wish(with_istio).or(namespace.wish(with_istio));
+    match (wish(left.is_none()), &pod.obstacle) {
+        (None | Some(Wish::Disabled), _) => match left.filter(|_| wish(true) == Some(Wish::Enabled)) {
+            Some(why) => Enrolment::Left(why),
+            None => Enrolment::NotEnrolled,
+        },
         (Some(Wish::Enabled), Some(obstacle)) => Enrolment::Refused(obstacle.clone()),
         (Some(Wish::Enabled), None) => Enrolment::Enrolled,
     }
