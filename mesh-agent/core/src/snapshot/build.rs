@@ -145,7 +145,7 @@ impl<'a> Builder<'a> {
             builder.origins.insert(name, &one.origin);
             match &*one.object {
                 Object::Namespace(namespace) => {
-                    drop(builder.wishes.insert(&namespace.name, namespace.wishes))
+                    builder.wishes.insert(&namespace.name, namespace.wishes);
                 }
                 Object::Node(node) => builder.nodes.push(node),
                 Object::Pod(pod) if pod.finished => {}
