@@ -56,7 +56,9 @@ fn selection(
         Scope::Workload(_) => Path::of("spec.selector.matchLabels"),
         Scope::Mesh | Scope::Namespace => Path::of("spec"),
     };
-    if members.is_empty() && world.can_miss(&policy.namespace) {
+    // That a namespace is empty is no fault of a policy for all of it.
+    let narrowed = matches!(policy.scope, Scope::Workload(_)) || !world.knows_namespace(&policy.namespace);
+    if members.is_empty() && narrowed && world.can_miss(&policy.namespace) {
         let among = match world.known.everything {
             true => " that there is at present",
             false => " of these documents",

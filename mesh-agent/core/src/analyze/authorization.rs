@@ -72,7 +72,9 @@ impl Of<'_, '_> {
             None if self.policy.selector.is_empty() => Path::of("spec"),
             None => Path::of("spec.selector.matchLabels"),
         };
-        if members.is_empty() && self.can_miss() {
+        // That a namespace is empty is no fault of a policy for all of it.
+        let narrowed = !self.policy.selector.is_empty() || self.policy.services.is_some();
+        if members.is_empty() && (narrowed || !self.world.knows_namespace(namespace)) && self.can_miss() {
             let message = format!("it selects no workload{}", self.among());
             let advice = "does the selector fit the labels of the pods (not of the Deployment), and the namespace theirs?";
             self.say(Code::PolicySelectsNothing, path, message, advice);

@@ -177,7 +177,10 @@ fn of_documents(world: &World<'_>, found: &mut Vec<Finding>) {
 
 fn of_notice(kind: NoticeKind) -> (Code, &'static str) {
     match kind {
-        NoticeKind::UnknownKind => (Code::ForeignKind, "nothing: it is for others"),
+        NoticeKind::UnknownKind => (
+            Code::ForeignKind,
+            "nothing, unless it is to have an effect in this mesh",
+        ),
         NoticeKind::KindWithoutEffect => (
             Code::KindWithoutEffect,
             "do not rely on it in this mesh; docs/configuration.md lists the kinds that count",

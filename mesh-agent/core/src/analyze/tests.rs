@@ -329,6 +329,19 @@ fn of_a_part_of_the_documents_nothing_is_said_that_the_others_might_change() {
 }
 
 #[test]
+fn a_policy_for_all_of_an_empty_namespace_is_no_slip_and_one_for_a_namespace_that_is_not_there_is() {
+    let empty = SHOP.to_owned() + "---\n{apiVersion: v1, kind: Namespace, metadata: {name: empty}}\n";
+    for (code, document) in [
+        (Code::PolicySelectsNothing, policy as fn(&str, &str) -> String),
+        (Code::AuthenticationSelectsNothing, authentication),
+    ] {
+        let spec = "{mtls: {mode: STRICT}}";
+        assert!(!has(&of_agent(&(empty.clone() + &document("empty", spec))), code));
+        assert!(has(&of_agent(&(empty.clone() + &document("emtpy", spec))), code));
+    }
+}
+
+#[test]
 fn deployments_count_as_the_pods_that_they_make() {
     let deployment = "
 apiVersion: v1
