@@ -81,30 +81,66 @@ pub struct OtherMesh {
 #[derive(Debug, Default)]
 pub(crate) struct Meshes {
     label: IstioLabel,
+    root_namespace: String,
     nodes: HashMap<String, Vec<OtherMesh>>,
 }
 
 impl Meshes {
-    /// Those that live `pods` show.
-    pub(crate) fn of<'a>(pods: impl Iterator<Item = &'a Pod>, settings: &MeshSettings) -> Self {
-        let mut nodes: HashMap<String, Vec<OtherMesh>> = HashMap::new();
-        for pod in pods.filter(|pod| !pod.node.is_empty() && !pod.finished) {
-            let Some(part) = Part::of(pod) else { continue };
-            let of_the_owner = pod.namespace == SYSTEM || pod.namespace == settings.root_namespace;
-            // Istio's word moves other pods; Linkerd's is only shown.
-            if part.is_istio() && !(of_the_owner && pod.owner.kind == "DaemonSet") {
-                continue;
-            }
-            nodes.entry(pod.node.clone()).or_default().push(OtherMesh {
-                part,
-                pod: ObjectRef::new("Pod", &pod.namespace, &pod.name),
-            });
-        }
-        nodes.values_mut().for_each(|all| all.sort());
+    /// None yet.
+    pub(crate) fn new(settings: &MeshSettings) -> Self {
         Self {
             label: settings.istio_label,
-            nodes,
+            root_namespace: settings.root_namespace.clone(),
+            nodes: HashMap::new(),
         }
+    }
+
+    /// Those that `pods` show.
+    pub(crate) fn of<'a>(pods: impl Iterator<Item = &'a Pod>, settings: &MeshSettings) -> Self {
+        let mut meshes = Self::new(settings);
+        for pod in pods {
+            meshes.add(pod);
+        }
+        meshes
+    }
+
+    /// Enters `pod`. Says whether it is a part of another mesh: then the pods of its node are to be judged anew.
+    pub(crate) fn add(&mut self, pod: &Pod) -> bool {
+        let Some(other) = self.shown_by(pod) else {
+            return false;
+        };
+        let all = self.nodes.entry(pod.node.clone()).or_default();
+        let at = all.partition_point(|known| *known < other);
+        all.insert(at, other);
+        true
+    }
+
+    /// Takes `pod` out, as it was entered. Says whether it was a part of another mesh.
+    pub(crate) fn remove(&mut self, pod: &Pod) -> bool {
+        let Some(other) = self.shown_by(pod) else {
+            return false;
+        };
+        if let Some(all) = self.nodes.get_mut(&pod.node) {
+            all.retain(|known| *known != other);
+            if all.is_empty() {
+                self.nodes.remove(&pod.node);
+            }
+        }
+        true
+    }
+
+    /// The part of another mesh that `pod` is.
+    fn shown_by(&self, pod: &Pod) -> Option<OtherMesh> {
+        let part = Part::of(pod).filter(|_| !pod.node.is_empty() && !pod.finished)?;
+        let of_the_owner = pod.namespace == SYSTEM || pod.namespace == self.root_namespace;
+        // Istio's word moves other pods; Linkerd's is only shown.
+        if part.is_istio() && !(of_the_owner && pod.owner.kind == "DaemonSet") {
+            return None;
+        }
+        Some(OtherMesh {
+            part,
+            pod: ObjectRef::new("Pod", &pod.namespace, &pod.name),
+        })
     }
 
     /// Those on `node`, sorted.
@@ -285,6 +321,35 @@ mod tests {
         let left = snapshot(IstioLabel::Leave, &pod(ISTIO, ""));
         assert!(matches!(enrolment(&left), Enrolment::Left(why) if why.contains("istioLabel")));
         assert!(enrolment(&snapshot(IstioLabel::Leave, &pod(OURS, ""))).is_enrolled());
+    }
+
+    #[test]
+    fn what_is_taken_out_is_not_there_any_more() {
+        let pods = part("istio-system", ZTUNNEL, "DaemonSet", HERE)
+            + &part("kube-system", "k8s-app: istio-cni-node", "DaemonSet", HERE)
+            + &pod(ISTIO, "");
+        let accepted = crate::manifest::parse("-", pods.as_bytes()).accepted;
+        let mut meshes = Meshes::of(std::iter::empty(), snapshot(IstioLabel::Auto, "").settings());
+        let mut said = Vec::new();
+        for one in &accepted {
+            if let crate::model::Object::Pod(pod) = &*one.object {
+                said.push(meshes.add(pod));
+            }
+        }
+        assert_eq!(said, [true, true, false]);
+        for one in &accepted {
+            if let crate::model::Object::Pod(pod) = &*one.object {
+                meshes.remove(pod);
+            }
+            let left = meshes.istio_label_left("n1").is_some();
+            assert_eq!(
+                left,
+                one.object.name().namespace == "istio-system",
+                "{:?}",
+                one.object.name()
+            );
+        }
+        assert!(!meshes.has_istio());
     }
 
     #[test]
