@@ -87,7 +87,7 @@ pub(crate) struct Meshes {
 
 impl Meshes {
     /// None yet.
-    pub(crate) fn new(settings: &MeshSettings) -> Self {
+    fn new(settings: &MeshSettings) -> Self {
         Self {
             label: settings.istio_label,
             root_namespace: settings.root_namespace.clone(),
@@ -104,29 +104,12 @@ impl Meshes {
         meshes
     }
 
-    /// Enters `pod`. Says whether it is a part of another mesh: then the pods of its node are to be judged anew.
-    pub(crate) fn add(&mut self, pod: &Pod) -> bool {
-        let Some(other) = self.shown_by(pod) else {
-            return false;
-        };
-        let all = self.nodes.entry(pod.node.clone()).or_default();
-        let at = all.partition_point(|known| *known < other);
-        all.insert(at, other);
-        true
-    }
-
-    /// Takes `pod` out, as it was entered. Says whether it was a part of another mesh.
-    pub(crate) fn remove(&mut self, pod: &Pod) -> bool {
-        let Some(other) = self.shown_by(pod) else {
-            return false;
-        };
-        if let Some(all) = self.nodes.get_mut(&pod.node) {
-            all.retain(|known| *known != other);
-            if all.is_empty() {
-                self.nodes.remove(&pod.node);
-            }
+    fn add(&mut self, pod: &Pod) {
+        if let Some(other) = self.shown_by(pod) {
+            let all = self.nodes.entry(pod.node.clone()).or_default();
+            let at = all.partition_point(|known| *known < other);
+            all.insert(at, other);
         }
-        true
     }
 
     /// The part of another mesh that `pod` is.
@@ -321,35 +304,6 @@ mod tests {
         let left = snapshot(IstioLabel::Leave, &pod(ISTIO, ""));
         assert!(matches!(enrolment(&left), Enrolment::Left(why) if why.contains("istioLabel")));
         assert!(enrolment(&snapshot(IstioLabel::Leave, &pod(OURS, ""))).is_enrolled());
-    }
-
-    #[test]
-    fn what_is_taken_out_is_not_there_any_more() {
-        let pods = part("istio-system", ZTUNNEL, "DaemonSet", HERE)
-            + &part("kube-system", "k8s-app: istio-cni-node", "DaemonSet", HERE)
-            + &pod(ISTIO, "");
-        let accepted = crate::manifest::parse("-", pods.as_bytes()).accepted;
-        let mut meshes = Meshes::of(std::iter::empty(), snapshot(IstioLabel::Auto, "").settings());
-        let mut said = Vec::new();
-        for one in &accepted {
-            if let crate::model::Object::Pod(pod) = &*one.object {
-                said.push(meshes.add(pod));
-            }
-        }
-        assert_eq!(said, [true, true, false]);
-        for one in &accepted {
-            if let crate::model::Object::Pod(pod) = &*one.object {
-                meshes.remove(pod);
-            }
-            let left = meshes.istio_label_left("n1").is_some();
-            assert_eq!(
-                left,
-                one.object.name().namespace == "istio-system",
-                "{:?}",
-                one.object.name()
-            );
-        }
-        assert!(!meshes.has_istio());
     }
 
     #[test]
