@@ -153,7 +153,7 @@ mod tests {
         let analysis = Analysis { findings };
         let text = render::analysis(&analysis);
         assert!(
-            text.starts_with(
+            text.contains(
                 "a.yaml:4:8: warning MESH0104 PeerAuthentication default/a\n  unknown field spec.mtsl"
             ),
             "{text}"
