@@ -136,7 +136,7 @@ mod tests {
         .unwrap();
         std::fs::write(&settings, "trustDomain: other.example\n").unwrap();
         let codes = |settings: Option<&PathBuf>| -> Vec<String> {
-            let analysis = of_files(&[documents.clone()], settings).unwrap();
+            let analysis = of_files(std::slice::from_ref(&documents), settings).unwrap();
             analysis.findings.iter().map(|one| one.code.to_string()).collect()
         };
         assert_eq!(codes(None), Vec::<String>::new());
