@@ -4,8 +4,10 @@
 //! the servers, and last the enrolment of pods. Stop: not ready any more, enrolment ends, connections drain, the pods are let go, the
 //! kernel is left as it was. A start that fails leaves alone what a crashed agent had captured. Handover to a successor: `succession`.
 
+mod belonging;
 mod certificates;
 mod checks;
+mod cni;
 mod descriptors;
 mod error;
 mod live;
@@ -42,6 +44,8 @@ use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::{DataPath, Legs, Limits, Workers};
 
+use belonging::Belonging;
+use cni::Plugin;
 use descriptors::Descriptors;
 pub use error::AppError;
 use error::start_error;
@@ -154,6 +158,8 @@ struct Agent {
     descriptors: Descriptors,
     sandboxes: Registry,
     handovers: Arc<Ledger>,
+    plugin: Plugin,
+    belonging: Belonging,
     /// Cancelled when the agent begins to stop.
     stopping: CancellationToken,
     /// Cancelled when connections have drained: what they need goes on until then.
@@ -206,6 +212,8 @@ impl Agent {
             descriptors,
             sandboxes,
             handovers,
+            plugin: Plugin::of(settings),
+            belonging: Belonging::default(),
             stopping: CancellationToken::new(),
             drained: CancellationToken::new(),
         })
@@ -222,6 +230,11 @@ impl Agent {
     ) -> Result<(), AppError> {
         let view = Arc::new(self.view(settings)?);
         let mut background = self.background();
+        background.spawn(
+            self.belonging
+                .clone()
+                .watch(settings.clone(), self.drained.clone()),
+        );
         let mut succession = succession::Succession::of(predecessor, self.handovers.clone());
         let mut office = self
             .take_office(settings, socket, &view, succession.is_open())
@@ -270,7 +283,7 @@ impl Agent {
         self.drained.cancel();
         office.end_servers().await;
         end_of(&mut background).await;
-        self.end_capture(settings.on_stop).await;
+        self.end_capture(settings).await;
         Ok(())
     }
 
@@ -313,6 +326,7 @@ impl Agent {
             log: self.log.clone(),
             descriptors: self.descriptors,
             handovers: self.handovers.clone(),
+            plugin: self.plugin.clone(),
             sandbox: sandboxes::host(settings, self.capture.cgroup_root())
                 .map_err(start_error("the look at its own network namespace"))?,
             stopping: self.stopping.clone(),
@@ -330,7 +344,9 @@ impl Agent {
         let (stop_servers, stop_tasks) = (CancellationToken::new(), CancellationToken::new());
         let door = Door::open(&settings.admin_socket)?;
         let servers = self.servers(settings, socket, view, &stop_servers).await?;
-        let tasks = self.tasks(view, wait, &stop_tasks);
+        let desk = self.plugin.open(settings)?;
+        let mut tasks = self.tasks(view, wait, &stop_tasks);
+        self.serve_plugin(desk, &mut tasks, &stop_tasks);
         Ok(Office {
             door,
             servers,
@@ -371,6 +387,7 @@ impl Agent {
         let capture = self.capture.clone();
         let snapshots = self.publisher.cell().clone();
         let workers = self.workers.clone() as Arc<dyn PodServer>;
+        let announced = self.plugin.announced.clone();
         tasks.spawn(async move {
             if wait {
                 tokio::select! {
@@ -378,7 +395,7 @@ impl Agent {
                     () = stop.cancelled() => return,
                 }
             }
-            capture::enroller::run(capture, snapshots, workers, stop).await;
+            capture::enroller::run(capture, snapshots, workers, announced, stop).await;
         });
         tasks
     }

@@ -1,7 +1,7 @@
 //! The node agent: captures the sockets of enrolled pods, gives them identities, carries their connections over mutual TLS.
 //!
 //! Modules import downward only: `state`, `affinity`, `settings`, `percent` → `telemetry`, `identity`, `capture`, `sources` → `tunnel` → `outbound`,
-//! `inbound` → `worker` → `admin` → `handover`, `sandbox` → `app`, `cli`. Only `app` constructs everything.
+//! `inbound` → `worker` → `admin` → `handover`, `sandbox`, `cni` → `app`, `cli`. Only `app` constructs everything.
 
 /// Target of the log lines that the BPF programs' debug lines become. They are logged at DEBUG whatever the filter says: they come only
 /// while somebody has switched them on.
@@ -12,6 +12,7 @@ pub mod affinity;
 pub mod app;
 pub mod capture;
 pub mod cli;
+pub mod cni;
 pub mod handover;
 pub mod identity;
 pub mod inbound;

@@ -1,6 +1,8 @@
 //! How pods are found on Kubernetes: by what the kernel and the container runtime show, laid out as kubelets lay it out. The tests play the
 //! kubelet's part.
 
+#[path = "pods/cni.rs"]
+mod cni;
 #[path = "pods/containerd.rs"]
 mod containerd;
 #[path = "pods/cri.rs"]

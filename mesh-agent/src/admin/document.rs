@@ -70,6 +70,9 @@ pub struct Status {
     /// Parts of other meshes that run on this node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_meshes: Vec<OtherMeshEntry>,
+    /// The CNI plugin; absent where it is not wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<CniStatus>,
 }
 
 /// A part of another mesh on this node.
@@ -81,6 +84,28 @@ pub struct OtherMeshEntry {
     pub pod: String,
     /// Whether it is Istio's.
     pub istio: bool,
+}
+
+/// How the CNI plugin stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CniStatus {
+    /// Whether the container runtime calls it.
+    pub installed: bool,
+    /// The network configuration that names it, or why there is none.
+    pub detail: String,
+    /// Announced sandboxes in which no process is yet.
+    pub awaited: usize,
+    /// Sandboxes that it has asked about, by result.
+    pub calls: Vec<CniCall>,
+}
+
+/// How often the plugin was answered so.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CniCall {
+    /// `captured`, `not-enrolled`, `refused` or `unknown`.
+    pub result: String,
+    /// How often.
+    pub calls: u64,
 }
 
 /// An agent that was relieved and drains.

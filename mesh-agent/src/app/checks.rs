@@ -50,9 +50,9 @@ pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
     let mut checks = vec![readiness(&facts.status), configuration(&facts.status)];
     checks.extend(api_server(&facts.kinds));
     checks.extend(cluster::checks(facts));
+    checks.extend([pods(&facts.workloads), container_runtime(&facts.status)]);
+    checks.extend(cni(&facts.status));
     checks.extend([
-        pods(&facts.workloads),
-        container_runtime(&facts.status),
         certificates(&facts.certificates),
         maps(&facts.bpf),
         shadowed_ports(&facts.bpf),
@@ -209,6 +209,23 @@ fn pods(workloads: &Workloads) -> Check {
         detail,
         "set right what each line names; it is tried again by itself",
     )
+}
+
+/// Nothing where the plugin is not wanted.
+fn cni(status: &Status) -> Option<Check> {
+    let cni = status.cni.as_ref()?;
+    let (level, detail) = if cni.installed {
+        let detail = format!("the container runtime calls it by {}", cni.detail);
+        (Level::Ok, detail)
+    } else {
+        (Level::Warn, format!("it is not installed: {}", cni.detail))
+    };
+    Some(check(
+        "CNI plugin",
+        level,
+        detail,
+        "new pods are captured some hundred milliseconds after they have begun; see --cni-conf-dir and --cni-bin-dir",
+    ))
 }
 
 /// Pods are found without it, too: it matters where a pod's processes are in several network namespaces.

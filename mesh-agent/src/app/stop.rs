@@ -4,7 +4,7 @@ use tracing::{error, info, warn};
 
 use super::Agent;
 use super::live::Live;
-use crate::settings::OnStop;
+use crate::settings::{OnStop, Settings};
 
 impl Agent {
     /// Lets live connections end, within the drain time or until the signal that `hurry` gives.
@@ -17,8 +17,19 @@ impl Agent {
         }
     }
 
-    /// Lets the pods go, or leaves them captured.
-    pub(super) async fn end_capture(self, on_stop: OnStop) {
+    /// Lets the pods go, or leaves them captured. An agent whose DaemonSet is gone lets them go in any case; and where they go, the CNI
+    /// plugin goes first: it would wait for an agent that does not come.
+    pub(super) async fn end_capture(self, settings: &Settings) {
+        let on_stop = match (settings.on_stop, self.belonging.is_over()) {
+            (OnStop::Keep, true) => {
+                info!("the DaemonSet is gone: the pods are let go");
+                OnStop::Release
+            }
+            (on_stop, _) => on_stop,
+        };
+        if on_stop == OnStop::Release {
+            self.plugin.uninstall(settings).await;
+        }
         let (capture, workers) = (self.capture.clone(), self.workers.clone());
         let ended = tokio::task::spawn_blocking(move || match on_stop {
             OnStop::Release => capture.stop(&*workers),

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::View;
 use crate::admin::document::{
     Analysis, Bpf, BpfEvents, BpfLog, BpfLogWanted, CaptureState, CertificateCounts, CertificateEntry,
-    CertificateState, Certificates, Checks, Config, ConnectionCounts, ConnectionEntry, ConnectionFilter,
-    Connections, EnrolmentState, ExplainQuery, Explanation, MtlsReadiness, OlderConnections, PodCounts,
-    Policies, PredecessorStatus, Refusals, SandboxHost, Services, SessionCounts, SnapshotStatus, Status,
-    UsageEntry, WorkloadEntry, Workloads, timestamp,
+    CertificateState, Certificates, Checks, CniStatus, Config, ConnectionCounts, ConnectionEntry,
+    ConnectionFilter, Connections, EnrolmentState, ExplainQuery, Explanation, MtlsReadiness,
+    OlderConnections, PodCounts, Policies, PredecessorStatus, Refusals, SandboxHost, Services, SessionCounts,
+    SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads, timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
@@ -26,12 +26,13 @@ use crate::identity::{self, CertificateStatus, Identities};
 use crate::sources::{KindState, KindStatus, Objects, StatusReader};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::telemetry::metrics::{BudgetReading, KindReading, Readings};
+use crate::telemetry::metrics::{BudgetReading, CniReading, KindReading, Readings};
 use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
 use crate::worker::{Place, Usage, Workers};
 
 use self::kernel::{bpf, bpf_event, bpf_log, event_reports, map_fill};
 use super::checks;
+use super::cni::Plugin;
 use super::descriptors::Descriptors;
 
 mod cluster;
@@ -56,6 +57,7 @@ pub(super) struct AgentView {
     pub(super) log: Arc<ConnectionLog>,
     pub(super) descriptors: Descriptors,
     pub(super) handovers: Arc<Ledger>,
+    pub(super) plugin: Plugin,
     pub(super) sandbox: SandboxHost,
     /// Cancelled when the agent begins to stop.
     pub(super) stopping: CancellationToken,
@@ -96,6 +98,7 @@ impl AgentView {
             discovery: discovery::reading(&self.capture.discovery()),
             budgets: self.workers.usage().into_iter().map(budget_reading).collect(),
             handovers: self.handovers.counts().by_result().into(),
+            cni: self.plugin.status().map(cni_reading),
         }
     }
 
@@ -111,6 +114,18 @@ impl AgentView {
             draining: self.stopping.is_cancelled(),
             pods: pods_to_wait_for(&snapshot, &self.capture.states(), &self.identities.status()),
         }
+    }
+}
+
+fn cni_reading(status: CniStatus) -> CniReading {
+    CniReading {
+        installed: status.installed,
+        awaited: status.awaited as u64,
+        calls: status
+            .calls
+            .into_iter()
+            .map(|call| (call.result, call.calls))
+            .collect(),
     }
 }
 
@@ -185,6 +200,7 @@ impl View for AgentView {
             rejections: snapshot.diagnostics().rejections.len(),
             container_runtime: discovery::container_runtime(&self.capture.discovery()),
             other_meshes: cluster::other_meshes(&snapshot),
+            cni: self.plugin.status(),
         }
     }
 

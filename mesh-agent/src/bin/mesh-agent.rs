@@ -1,9 +1,11 @@
 //! `mesh-agent`: the node agent.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use mesh_agent::cli::agent;
+use mesh_agent::{cli::agent, cni};
 
 /// The data path allocates per connection from several threads; jemalloc keeps these apart and gives memory back.
 #[global_allocator]
@@ -19,5 +21,10 @@ static OPTIONS: &[u8; 85] =
     b"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 
 fn main() -> ExitCode {
+    // Container runtimes call plugins by their file's name, without arguments.
+    let called = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&called).file_name() == Some(OsStr::new(cni::PLUGIN)) {
+        return cni::run_plugin();
+    }
     agent::run(agent::Cli::parse())
 }

@@ -19,6 +19,7 @@ use mesh_common::mutation::{self, Mechanism};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::{info, warn};
 
@@ -278,6 +279,61 @@ pub(super) fn is_on_bpffs(path: &Path) -> bool {
     let mut ancestors = path.ancestors();
     let present = ancestors.find(|ancestor| ancestor.exists());
     present.is_some_and(|dir| statfs(dir).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC))
+}
+
+/// What became of a wish for a bpffs on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeBpffs {
+    /// There was one.
+    Present,
+    /// It was mounted.
+    Mounted,
+}
+
+/// Sees to it that there is a bpffs at `path` on the node, from a container that shares the node's pid namespace and has the node's `path`
+/// as its own. What a container mounts goes with it, so this is done in the mount namespace of its parent process: the runtime's shim,
+/// which lives where volumes come from.
+///
+/// # Errors
+/// When the parent is not to be seen (no `hostPID`), or the kernel refuses (CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_SYS_PTRACE are needed).
+pub fn mount_on_node(path: &Path) -> Result<NodeBpffs, CaptureError> {
+    let failed = |source| CaptureError::NodeBpffs {
+        path: path.to_owned(),
+        source,
+    };
+    if is_on_bpffs(path) {
+        return Ok(NodeBpffs::Present);
+    }
+    let parent = nix::unistd::getppid().as_raw();
+    if parent == 0 {
+        let outside = "the parent process is in another pid namespace: set hostPID";
+        return Err(failed(io::Error::new(io::ErrorKind::Unsupported, outside)));
+    }
+    // A thread of its own: it does not come back.
+    let to = path.to_owned();
+    match std::thread::spawn(move || in_node(&to, parent)).join() {
+        Ok(done) => done.map_err(failed),
+        Err(_) => Err(failed(io::Error::other("the thread for it has panicked"))),
+    }
+}
+
+fn in_node(path: &Path, parent: i32) -> io::Result<NodeBpffs> {
+    let namespace = File::open(format!("/proc/{parent}/ns/mnt"))?;
+    // The kernel lets only such threads go that share their root and directory with no other.
+    unshare(CloneFlags::CLONE_FS)?;
+    setns(namespace, CloneFlags::CLONE_NEWNS)?;
+    if is_on_bpffs(path) {
+        return Ok(NodeBpffs::Present);
+    }
+    fs::create_dir_all(path)?;
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )?;
+    Ok(NodeBpffs::Mounted)
 }
 
 fn prepare(path: &Path) -> io::Result<()> {

@@ -5,11 +5,39 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use tracing::{info, warn};
 
 use super::error::{CaptureError, EnrolError};
 use super::mounts::{self, Mount};
+
+/// In a container a process may have a cgroup namespace of its own, in which no path says where other pods' cgroups are. Joins that of
+/// its parent, the runtime's shim, which lives in the node's (where the container shares the node's pid namespace). To be called before any
+/// thread that looks at cgroups is started: threads inherit it. What cannot be joined is told, and missed later.
+pub fn join_parents_cgroup_namespace() {
+    // Without a parent in this pid namespace there is nothing to join.
+    let parent = nix::unistd::getppid().as_raw();
+    let own = fs::metadata("/proc/self/ns/cgroup").map(|namespace| namespace.ino());
+    let theirs =
+        File::open(format!("/proc/{parent}/ns/cgroup")).and_then(|file| Ok((file.metadata()?.ino(), file)));
+    let (Ok(own), Ok((inode, theirs))) = (own, theirs) else {
+        return;
+    };
+    if own == inode {
+        return;
+    }
+    match setns(theirs, CloneFlags::CLONE_NEWCGROUP) {
+        Ok(()) => info!(
+            parent,
+            "joined the cgroup namespace of the parent process: cgroups are seen as the node sees them"
+        ),
+        Err(error) => warn!(
+            parent, %error,
+            "the cgroup namespace of the parent process cannot be joined: is CAP_SYS_ADMIN missing? Pods' cgroups may not be found"
+        ),
+    }
+}
 
 /// The cgroup2 mount.
 #[derive(Clone, Debug, PartialEq, Eq)]

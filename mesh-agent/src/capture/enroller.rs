@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::PodServer;
+use super::announced::Announcements;
 use super::discovery::{self, Discovery, DiscoveryStatus, Follower, Runtimes, Sandbox};
 use super::enrolled;
 use super::error::EnrolError;
@@ -35,6 +36,7 @@ pub async fn run(
     capture: Arc<Capture>,
     snapshots: Arc<SnapshotCell>,
     server: Arc<dyn PodServer>,
+    announced: Arc<Announcements>,
     shutdown: CancellationToken,
 ) {
     let mut versions = snapshots.watch();
@@ -44,7 +46,7 @@ pub async fn run(
     let _follower = settings.on.then(start).flatten();
     let mut enroller = Enroller::new(capture, server);
     if settings.on {
-        enroller.discover(&settings, runtimes);
+        enroller.discover(&settings, runtimes, announced.clone());
     }
     loop {
         versions.mark_unchanged();
@@ -77,6 +79,7 @@ pub async fn run(
                     Ok(()) => break,
                     Err(_) => return,
                 },
+                () = announced.changed() => break,
                 () = tokio::time::sleep(wait) => {}
             }
             if Instant::now() >= until {
@@ -174,9 +177,14 @@ impl Enroller {
     }
 
     /// From now on, looks for pods that do not say where they live.
-    fn discover(&mut self, settings: &settings::Discovery, runtimes: Arc<Runtimes>) {
+    fn discover(
+        &mut self,
+        settings: &settings::Discovery,
+        runtimes: Arc<Runtimes>,
+        announced: Arc<Announcements>,
+    ) {
         let cgroup2 = self.capture.cgroup2.clone();
-        match Discovery::new(settings, cgroup2, runtimes) {
+        match Discovery::new(settings, cgroup2, runtimes, announced) {
             Ok(discovery) => self.discovery = Some(discovery),
             Err(error) => {
                 warn!(%error, "pods are not looked for: the agent cannot look at its own network namespace")

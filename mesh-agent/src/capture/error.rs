@@ -52,6 +52,16 @@ pub enum CaptureError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The node has no bpffs, and gets none.
+    #[error(
+        "no bpffs can be mounted at {path} of the node: {source}. Mount one there (`mount -t bpf bpf {path}`)"
+    )]
+    NodeBpffs {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Another agent of this node runs.
     #[error("{path} is in use: an agent of this node is running. Stop it first")]
     Locked {

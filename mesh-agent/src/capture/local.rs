@@ -1,6 +1,7 @@
 //! The enrolled workloads of this node, with where they live: by annotations, or as discovery has found them. Captures nothing.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -65,21 +66,25 @@ impl Local {
         let outcomes = discovery.locate(searched.keys().copied(), now);
         for (uid, outcome) in outcomes {
             if let Some(workload) = searched.get(uid) {
-                local.place(workload, outcome);
+                local.place(workload, outcome, || discovery.addresses(uid));
             }
         }
         local
     }
 
-    fn place(&mut self, workload: &Workload, outcome: Outcome) {
+    /// `announced`: the addresses that the CNI has given it, for as long as the API does not show any.
+    fn place(&mut self, workload: &Workload, outcome: Outcome, announced: impl FnOnce() -> Vec<IpAddr>) {
         let uid = workload.uid.clone();
         let state = match outcome {
             Outcome::Found(sandbox) => {
-                let spec = PodSpec::at(
+                let mut spec = PodSpec::at(
                     workload,
                     sandbox.netns_name(),
                     sandbox.cgroup.display().to_string(),
                 );
+                if spec.addresses.is_empty() {
+                    spec.addresses = announced();
+                }
                 self.placed.insert(uid.clone(), spec);
                 self.found.insert(uid, sandbox);
                 return;

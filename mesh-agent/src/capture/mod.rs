@@ -1,6 +1,7 @@
 //! Steers the sockets of enrolled pods into the agent: loads the BPF programs, attaches them per pod, owns what is in the kernel.
 //! Never decides where a connection goes.
 
+mod announced;
 mod bpffs;
 mod cgroup;
 mod checks;
@@ -38,7 +39,9 @@ use mesh_common::Role;
 use mesh_core::model::{SpiffeId, WorkloadUid};
 use thiserror::Error;
 
-pub use bpffs::default_dir;
+pub use announced::{AnnounceError, Announcement, Announcements};
+pub use bpffs::{NodeBpffs, default_dir, mount_on_node};
+pub use cgroup::join_parents_cgroup_namespace;
 pub use checks::{Check, Outcome, checks};
 pub use debug_log::{DebugLogError, DebugLogStatus, LONGEST as LONGEST_DEBUG_LOG};
 pub use discovery::{DiscoveryStatus, FoundBy, RuntimeState, SandboxStatus};

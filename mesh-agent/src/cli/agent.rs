@@ -11,7 +11,8 @@ use super::exit::{AGENT_CODES, Exit, SANDBOX_HELP};
 use super::render;
 use crate::admin::{SocketError, host};
 use crate::app::{self, AppError};
-use crate::capture::{self, CaptureError};
+use crate::capture::{self, CaptureError, NodeBpffs};
+use crate::cni;
 use crate::handover::HandoverError;
 use crate::sandbox::{self, InitArgs, SandboxArgs};
 use crate::settings::{Settings, SettingsArgs};
@@ -39,15 +40,37 @@ pub enum Command {
     /// Check whether this host has what capture needs. Changes nothing.
     #[command(after_help = AGENT_CODES)]
     Check(CheckArgs),
+    /// See to it that the node has a bpffs, from an init container with the node's pid namespace: what is pinned there outlives containers.
+    MountBpffs(MountArgs),
     /// The root that a mesh's agents share.
     #[command(subcommand)]
     Ca(CaCommand),
+    /// The CNI plugin. Container runtimes run it under the name mesh-agent-cni; a running agent keeps it installed (--cni).
+    #[command(subcommand)]
+    Cni(CniCommand),
     /// Run a command as an enrolled workload of the local agent: its own network namespace, address and cgroup, gone when it ends.
     #[command(after_help = SANDBOX_HELP)]
     Sandbox(Box<SandboxArgs>),
     /// The process between a sandbox and its command.
     #[command(hide = true)]
     SandboxInit(InitArgs),
+}
+
+/// Where.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// The node's directory, which is this container's under the same path.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub path: PathBuf,
+}
+
+/// What to do with the CNI plugin.
+#[derive(Debug, Subcommand)]
+pub enum CniCommand {
+    /// Do what the container runtime asks by its environment and standard input (CNI 1.1.0), as mesh-agent-cni does.
+    Call,
+    /// Remove what an agent has installed on this host: the network configuration first. Pods then start without being captured first.
+    Uninstall(Box<SettingsArgs>),
 }
 
 /// What to check, and how to print.
@@ -67,7 +90,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Run(args) => serve(&args),
         Command::Unload(args) => unload(&args),
         Command::Check(args) => check(&args),
+        Command::MountBpffs(args) => mount_bpffs(&args.path),
         Command::Ca(command) => ca::run(&command).map_err(Failed::from),
+        Command::Cni(CniCommand::Call) => return cni::run_plugin(),
+        Command::Cni(CniCommand::Uninstall(args)) => uninstall(&args),
         Command::Sandbox(args) => return sandbox::run(&args).into(),
         Command::SandboxInit(args) => return sandbox::init(&args).into(),
     };
@@ -110,6 +136,7 @@ fn serve(args: &SettingsArgs) -> Result<Exit, Failed> {
         .map_err(|error| Failed::new(logging_class(&error), &error))?;
     #[cfg(feature = "mutants")]
     mutated()?;
+    capture::join_parents_cgroup_namespace();
     app::run(&settings, || Settings::load(args), &logging)
         .map_err(|error| Failed::new(class(&error), &error))?;
     Ok(Exit::Success)
@@ -132,7 +159,34 @@ fn mutated() -> Result<(), Failed> {
     Ok(())
 }
 
+fn mount_bpffs(path: &Path) -> Result<Exit, Failed> {
+    let done = capture::mount_on_node(path).map_err(|error| Failed::new(Exit::Host, &error))?;
+    match done {
+        NodeBpffs::Present => println!("{} is a bpffs", path.display()),
+        NodeBpffs::Mounted => println!("mounted a bpffs at {} of the node", path.display()),
+    }
+    Ok(Exit::Success)
+}
+
+fn uninstall(args: &SettingsArgs) -> Result<Exit, Failed> {
+    let wanted = SettingsArgs {
+        cni: Some(true),
+        ..args.clone()
+    };
+    let settings = settings(&wanted)?;
+    let removed = cni::uninstall(&settings.cni.unwrap_or_default(), &settings.state_dir)
+        .map_err(|error| Failed::new(Exit::Settings, &error))?;
+    if removed.is_empty() {
+        println!("the CNI plugin is not installed here");
+    }
+    for path in removed {
+        println!("removed {}", path.display());
+    }
+    Ok(Exit::Success)
+}
+
 fn unload(args: &SettingsArgs) -> Result<Exit, Failed> {
+    capture::join_parents_cgroup_namespace();
     let options = app::capture_options(&settings(args)?);
     let removed = capture::unload(&options).map_err(|error| Failed::new(capture_class(&error), &error))?;
     let dir = options.bpffs_dir.display();
@@ -162,6 +216,7 @@ fn siblings(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn check(args: &CheckArgs) -> Result<Exit, Failed> {
+    capture::join_parents_cgroup_namespace();
     let checks = host::checks(&app::capture_options(&settings(&args.settings)?));
     match args.output {
         super::meshctl::Output::Table => print!("{}", render::checks(&checks)),

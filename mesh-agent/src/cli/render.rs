@@ -8,7 +8,7 @@ mod policy;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::admin::document::{
-    CaptureState, CertificateState, Certificates, Checks, ConnectionEntry, Connections, Direction,
+    CaptureState, CertificateState, Certificates, Checks, CniStatus, ConnectionEntry, Connections, Direction,
     EnrolmentState, Level, OlderConnections, PartyEntry, SecurityState, Status, UsageEntry, WorkloadEntry,
     Workloads,
 };
@@ -135,6 +135,9 @@ pub(super) fn status(status: &Status) -> String {
     if let Some(runtime) = &status.container_runtime {
         row("Runtime", runtime.detail.clone());
     }
+    if let Some(cni) = &status.cni {
+        row("CNI", cni_line(cni));
+    }
     row(
         "Connections",
         format!(
@@ -163,6 +166,20 @@ pub(super) fn status(status: &Status) -> String {
         ),
     );
     text(table)
+}
+
+fn cni_line(cni: &CniStatus) -> String {
+    if !cni.installed {
+        return format!("NOT INSTALLED: {}", cni.detail);
+    }
+    let mut line = cni.detail.clone();
+    for call in cni.calls.iter().filter(|call| call.calls > 0) {
+        line += &format!(", {} {}", call.calls, call.result);
+    }
+    if cni.awaited > 0 {
+        line += &format!(", {} awaited", cni.awaited);
+    }
+    line
 }
 
 /// `meshctl workloads`.

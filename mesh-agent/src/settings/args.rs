@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, parse_duration, parse_size};
+use super::{
+    DaemonSet, ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, parse_duration, parse_size,
+};
 
 /// Settings as flags; each has an environment variable, and nearly each a key in the settings file.
 #[derive(Args, Clone, Debug, Default)]
@@ -46,6 +48,11 @@ pub struct SettingsArgs {
     /// annotations: mesh-agent.io/netns and mesh-agent.io/cgroup, only where nobody else may write Pods [default: none; file: kubernetes.podPlacement]
     #[arg(long, env = "MESH_AGENT_KUBERNETES_POD_PLACEMENT", value_name = "HOW")]
     pub kubernetes_pod_placement: Option<PodPlacement>,
+
+    /// The DaemonSet that this agent is one of: when that is deleted, the agent lets its pods go at its end and removes its CNI plugin,
+    /// whatever --on-stop says [file: kubernetes.daemonSet]
+    #[arg(long, env = "MESH_AGENT_DAEMON_SET", value_name = "NAMESPACE/NAME")]
+    pub daemon_set: Option<DaemonSet>,
 
     /// What the agent keeps over restarts [default: /var/lib/mesh-agent; file: stateDir]
     #[arg(long, env = "MESH_AGENT_STATE_DIR", value_name = "DIR")]
@@ -216,4 +223,36 @@ pub struct SettingsArgs {
     /// The procfs of the host's pid namespace [default: /proc; file: pods.procRoot]
     #[arg(long, env = "MESH_AGENT_PODS_PROC_ROOT", value_name = "DIR")]
     pub pods_proc_root: Option<PathBuf>,
+
+    /// Keep the CNI plugin installed, by which new pods are captured before their first process runs [default: false; file: cni.enabled]
+    #[arg(
+        long,
+        env = "MESH_AGENT_CNI",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub cni: Option<bool>,
+
+    /// The container runtime's directory of network configurations, under the same path here and there [default: /etc/cni/net.d; file: cni.confDir]
+    #[arg(long, env = "MESH_AGENT_CNI_CONF_DIR", value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// The container runtime's directory of CNI plugins [default: /opt/cni/bin; file: cni.binDir]
+    #[arg(long, env = "MESH_AGENT_CNI_BIN_DIR", value_name = "DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+
+    /// Namespaces whose pods the CNI plugin lets pass without a question [default: kube-system; file: cni.excludeNamespaces]
+    #[arg(
+        long,
+        env = "MESH_AGENT_CNI_EXCLUDE_NAMESPACES",
+        value_name = "NAMESPACE,…",
+        value_delimiter = ','
+    )]
+    pub cni_exclude_namespaces: Vec<String>,
+
+    /// How long the CNI plugin lets a pod wait to be captured before its start fails, and is tried again [default: 30s; file: cni.wait]
+    #[arg(long, env = "MESH_AGENT_CNI_WAIT", value_name = "DURATION", value_parser = parse_duration)]
+    pub cni_wait: Option<Duration>,
 }

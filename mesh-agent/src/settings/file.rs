@@ -8,7 +8,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::discovery::Pods;
-use super::{ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, SettingsError, duration, size};
+use super::{
+    DaemonSet, ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, SettingsError, cni, duration, size,
+};
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -56,6 +58,7 @@ pub(super) struct File {
     pub(super) stream_window: Option<usize>,
     pub(super) sandbox_range: Option<Vec<IpNet>>,
     pub(super) pods: Option<Pods>,
+    pub(super) cni: Option<cni::File>,
     /// MeshConfig. The tunnel speaks TLS 1.3 only, which each of its values allows.
     #[serde(rename = "meshMTLS")]
     _mesh_mtls: Option<MeshMtls>,
@@ -68,6 +71,7 @@ pub(super) struct Kubernetes {
     pub(super) enabled: Option<bool>,
     pub(super) kubeconfig: Option<PathBuf>,
     pub(super) pod_placement: Option<PodPlacement>,
+    pub(super) daemon_set: Option<DaemonSet>,
 }
 
 /// MeshConfig's `tcpKeepalive`.

@@ -1,8 +1,10 @@
 //! Whether and how a Kubernetes API server is followed.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file;
 
@@ -13,6 +15,57 @@ pub struct Kubernetes {
     pub kubeconfig: Option<PathBuf>,
     /// What says where a pod's sandbox is on the host.
     pub pod_placement: PodPlacement,
+    /// What the agent is one of.
+    pub daemon_set: Option<DaemonSet>,
+}
+
+/// A DaemonSet, written `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DaemonSet {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for DaemonSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl From<DaemonSet> for String {
+    fn from(daemon_set: DaemonSet) -> Self {
+        daemon_set.to_string()
+    }
+}
+
+impl TryFrom<String> for DaemonSet {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl FromStr for DaemonSet {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // RFC 1123, as the Kubernetes API has names.
+        let good = |part: &str| {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+            (1..=253).contains(&part.len()) && part.chars().all(plain)
+        };
+        match text.split_once('/') {
+            Some((namespace, name)) if good(namespace) && good(name) => Ok(Self {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            }),
+            _ => Err("expected NAMESPACE/NAME"),
+        }
+    }
 }
 
 /// What says where the sandbox of a pod from Kubernetes is: its network namespace and its cgroup.
@@ -33,6 +86,7 @@ impl Kubernetes {
         enabled: Option<bool>,
         kubeconfig: Option<PathBuf>,
         pod_placement: Option<PodPlacement>,
+        daemon_set: Option<DaemonSet>,
         file: file::Kubernetes,
     ) -> Option<Self> {
         let kubeconfig = kubeconfig.or(file.kubeconfig);
@@ -40,6 +94,7 @@ impl Kubernetes {
         enabled.then(|| Self {
             kubeconfig,
             pod_placement: pod_placement.or(file.pod_placement).unwrap_or_default(),
+            daemon_set: daemon_set.or(file.daemon_set),
         })
     }
 }

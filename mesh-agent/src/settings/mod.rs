@@ -1,6 +1,7 @@
 //! The agent's settings: one struct, from flags, environment, a file and defaults, in this order of precedence. Read once at start.
 
 mod args;
+mod cni;
 mod discovery;
 mod duration;
 mod error;
@@ -23,10 +24,11 @@ use mesh_core::snapshot::MeshSettings;
 use serde::Serialize;
 
 pub use args::SettingsArgs;
+pub use cni::Cni;
 pub use discovery::{CriSocket, Discovery};
 pub use duration::{parse_duration, show_duration};
 pub use error::SettingsError;
-pub use kubernetes::{Kubernetes, PodPlacement};
+pub use kubernetes::{DaemonSet, Kubernetes, PodPlacement};
 pub use passes::{ExclusionKind, KubeletCgroup};
 pub use ranges::{Half, RangeError, SandboxRanges};
 pub use size::{parse_size, show_size};
@@ -146,6 +148,8 @@ pub struct Settings {
     pub sandbox_ranges: SandboxRanges,
     /// How local pods are found that do not say where they live.
     pub discovery: Discovery,
+    /// The CNI plugin; `None`: it is not installed.
+    pub cni: Option<Cni>,
 }
 
 impl Settings {
@@ -207,9 +211,11 @@ impl Settings {
             args.kubernetes,
             args.kubeconfig.clone(),
             args.kubernetes_pod_placement,
+            args.daemon_set.clone(),
             file.kubernetes.unwrap_or_default(),
         );
         let discovery = discovery::merge(&args, file.pods.unwrap_or_default(), kubernetes.is_some())?;
+        let (cni_enabled, cni) = cni::merge(&args, file.cni.unwrap_or_default())?;
         let node_name = args.node_name.or(file.node_name).unwrap_or_else(|| host.clone());
         if node_name.trim().is_empty() {
             return Err(SettingsError::NodeName(host));
@@ -336,6 +342,7 @@ impl Settings {
             sandbox_ranges: sandbox_ranges
                 .map_or_else(|| Ok(SandboxRanges::default()), |nets| SandboxRanges::new(&nets))?,
             discovery,
+            cni: cni_enabled.then_some(cni),
         };
         settings.check()
     }

@@ -226,6 +226,55 @@ fn the_settings_that_are_shipped_for_kubernetes_are_understood() {
     assert!(got.kubernetes.is_some() && got.discovery.on);
     assert!(got.linger, "the kubelet starts again what ends");
     assert_eq!(got.on_stop, OnStop::Keep);
+    let cni = got.cni.unwrap();
+    assert!(
+        cni.exclude_namespaces.contains("mesh-system"),
+        "its own pods never wait for it"
+    );
+    assert_eq!(
+        got.kubernetes.unwrap().daemon_set.unwrap().to_string(),
+        "mesh-system/mesh-agent"
+    );
+}
+
+#[test]
+fn the_cni_plugin_is_wanted_on_request_and_wrong_values_are_told() {
+    assert_eq!(settings(&[], "").unwrap().cni, None);
+    assert_eq!(settings(&["--cni"], "").unwrap().cni, Some(Cni::default()));
+    let yaml = "cni: {enabled: true, confDir: /a, binDir: /b, excludeNamespaces: [x], wait: 5s}";
+    let expected = Cni {
+        conf_dir: "/a".into(),
+        bin_dir: "/b".into(),
+        exclude_namespaces: ["x".to_owned()].into(),
+        wait: Duration::from_secs(5),
+    };
+    assert_eq!(settings(&[], yaml).unwrap().cni.as_ref(), Some(&expected));
+    let flags = [
+        "--cni-bin-dir",
+        "/c",
+        "--cni-exclude-namespaces",
+        "y,z",
+        "--cni-wait",
+        "6s",
+    ];
+    let got = settings(&flags, yaml).unwrap().cni.unwrap();
+    assert_eq!(
+        (got.bin_dir, got.conf_dir, got.wait),
+        ("/c".into(), "/a".into(), Duration::from_secs(6))
+    );
+    assert_eq!(got.exclude_namespaces.len(), 2);
+    assert_eq!(settings(&["--cni=false"], yaml).unwrap().cni, None);
+    for wrong in [
+        "cni: {confDir: relative}",
+        "cni: {binDir: ''}",
+        "cni: {wait: 0s}",
+        "cni: {wait: 5m}",
+        "cni: {enable: true}",
+        "kubernetes: {daemonSet: no-namespace}",
+        "kubernetes: {daemonSet: a/b/c}",
+    ] {
+        assert!(settings(&[], wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Everything is read at the scrape; nothing here runs between scrapes.
 
+mod cni;
 mod discovery;
 mod kinds;
 mod meshes;
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::affinity::AffinityStatus;
 
+pub use cni::CniReading;
 pub use discovery::DiscoveryReading;
 
 use super::connections::{ConnectionLog, ResponseFlag};
@@ -90,6 +92,8 @@ pub struct Readings {
     pub handovers: Vec<(&'static str, u64)>,
     /// Where pods were found.
     pub discovery: DiscoveryReading,
+    /// The CNI plugin; `None` where it is not wanted.
+    pub cni: Option<CniReading>,
 }
 
 /// What one pod takes of the workers, over all of them.
@@ -163,6 +167,7 @@ impl Collector for Pulled {
         families.extend(agent(&readings));
         families.extend(discovery::families(&readings.discovery));
         families.extend(meshes::families(&readings));
+        families.extend(cni::families(readings.cni.as_ref()));
         families.extend(
             process::read()
                 .into_iter()

@@ -38,6 +38,7 @@ pub(super) fn all(store: &Store) -> Vec<Resource> {
         ("", "nodes", "Node", false),
         ("", "pods", "Pod", true),
         ("", "services", "Service", true),
+        ("apps", "daemonsets", "DaemonSet", true),
         ("discovery.k8s.io", "endpointslices", "EndpointSlice", true),
         ("events.k8s.io", "events", "Event", true),
         (

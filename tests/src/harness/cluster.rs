@@ -277,6 +277,7 @@ fn plural(kind: &str) -> Result<&'static str> {
         "Pod" => "pods",
         "Service" => "services",
         "EndpointSlice" => "endpointslices",
+        "DaemonSet" => "daemonsets",
         "AuthorizationPolicy" => "authorizationpolicies",
         "PeerAuthentication" => "peerauthentications",
         "CustomResourceDefinition" => "customresourcedefinitions",

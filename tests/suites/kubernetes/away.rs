@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_tests::harness::{App, wait_for};
+use mesh_tests::harness::{App, attached_to, wait_for};
+use serde_json::json;
 
-use crate::stage::{LATER, SHOP, SOON, Stage, answered, captured, kind, refused, state_of, vip};
+use crate::stage::{LATER, OUTSIDE, SHOP, SOON, Stage, answered, captured, kind, refused, state_of, vip};
 
 #[test]
 fn what_is_known_stays_while_the_server_is_away_and_a_restart_serves_as_before() -> Result<()> {
@@ -98,4 +99,63 @@ fn a_server_that_moves_is_followed_where_the_kubeconfig_leads() -> Result<()> {
     stage.cluster.pod(&late.spec())?;
     captured(&a1, &["client", "late", "near"])?;
     a1.stop()
+}
+
+#[test]
+fn an_agent_whose_daemonset_is_deleted_takes_everything_with_it_and_one_that_is_only_stopped_leaves_it()
+-> Result<()> {
+    let stage = Stage::set("k-ds", &[])?;
+    let daemon_set = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "mesh-agent", "namespace": OUTSIDE},
+        "spec": {
+            "selector": {"matchLabels": {"app": "mesh-agent"}},
+            "template": {
+                "metadata": {"labels": {"app": "mesh-agent"}},
+                "spec": {"nodeSelector": {"none": "such"}, "containers": [{"name": "agent", "image": "none"}]},
+            },
+        },
+    });
+    stage.cluster.put(daemon_set.clone())?;
+    let (conf, bin) = (stage.world.dir().join("net.d"), stage.world.dir().join("bin"));
+    std::fs::create_dir_all(&conf)?;
+    std::fs::create_dir_all(&bin)?;
+    let bridge = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
+    std::fs::write(conf.join("10-n.conflist"), bridge)?;
+    let ours = conf.join("10-n-mesh-agent.conflist");
+    let builder = stage.agent(&stage.n1);
+    let builder = builder
+        .env("MESH_AGENT_CNI", "true")
+        .arg("--cni-conf-dir", &conf.to_string_lossy())
+        .arg("--cni-bin-dir", &bin.to_string_lossy())
+        .arg("--on-stop", "keep")
+        .arg("--daemon-set", &format!("{OUTSIDE}/mesh-agent"));
+    let mut agent = builder.start()?;
+    let installed = || -> Result<()> {
+        wait_for("the plugin is installed", SOON, || {
+            Ok(std::fs::metadata(&ours).map(drop)?)
+        })
+    };
+    let captured = || attached_to(stage.near.cgroup().path());
+    installed()?;
+    assert!(!captured()?.is_empty());
+    agent.stop()?;
+    assert!(!captured()?.is_empty(), "{}", agent.log());
+    installed()?;
+
+    let mut agent = agent.restart()?;
+    stage.cluster.delete(&daemon_set)?;
+    wait_for("the agent hears of it", SOON, || {
+        ensure!(
+            agent.log().contains("the DaemonSet is being deleted"),
+            "{}",
+            agent.log()
+        );
+        Ok(())
+    })?;
+    assert!(!captured()?.is_empty(), "until it is ended it does its work");
+    agent.stop()?;
+    assert!(captured()?.is_empty(), "{}", agent.log());
+    assert!(!ours.exists() && std::fs::read_dir(&bin)?.next().is_none());
+    assert!(conf.join("10-n.conflist").exists());
+    Ok(())
 }

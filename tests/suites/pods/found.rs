@@ -1,7 +1,9 @@
 //! Where pods are found: in the layouts of both drivers, behind a prefix, and anywhere in the hierarchy.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{MESH, wait_for};
+use mesh_tests::harness::{MESH, World, agent_binary, run, wait_for};
 
 use crate::stage::{KubePod, Layout, SOON, Stage, uid};
 
@@ -158,8 +160,10 @@ fn says(workload: &serde_json::Value, part: &str) -> bool {
 /// The capabilities that deploy/kubernetes/daemonset.yaml adds, as setpriv names them.
 fn daemonsets_capabilities() -> Result<Vec<String>> {
     let manifest = include_str!("../../../deploy/kubernetes/daemonset.yaml");
+    // The init container's come first.
     let (_, after) = manifest
-        .split_once("              add:\n")
+        .split_once("      containers:\n")
+        .and_then(|(_, agent)| agent.split_once("              add:\n"))
         .context("nothing is added")?;
     let listed = after
         .lines()
@@ -181,7 +185,16 @@ fn with_no_more_capabilities_than_the_daemonsets_pods_are_found_and_carried() ->
     for name in daemonsets_capabilities()? {
         bounds += &format!(",+{name}");
     }
-    let words = ["setpriv", "--bounding-set", &bounds, "--inh-caps", "-all"];
+    // And in a cgroup namespace of its own, as containers are given where there is cgroup2 alone.
+    let words = [
+        "unshare",
+        "--cgroup",
+        "setpriv",
+        "--bounding-set",
+        &bounds,
+        "--inh-caps",
+        "-all",
+    ];
     let stage = Stage::with(|agent| agent.by(&words))?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", stage.agent()?.pid()))?;
     let line = |name: &str| {
@@ -199,4 +212,42 @@ fn with_no_more_capabilities_than_the_daemonsets_pods_are_found_and_carried() ->
     stage.wait_captured_in(&client)?;
     stage.wait_captured_in(&server)?;
     stage.check_carried(&client, server.pod.ip4())
+}
+
+#[test]
+fn a_bpffs_that_the_node_lacks_is_mounted_from_within_a_container_and_one_that_is_there_stays() -> Result<()>
+{
+    let world = World::new("b")?;
+    let point = world.dir().join("node-bpf");
+    std::fs::create_dir(&point)?;
+    // The shell is the runtime's shim, in the node's mount namespace; what it starts has another, whose mounts it does not see.
+    let agent = agent_binary()?;
+    let inner = format!(
+        "unshare --mount --propagation private {} mount-bpffs --path {}",
+        agent.display(),
+        point.display()
+    );
+    let script = format!(
+        "{inner}; {inner}; stat --file-system --format %T {}",
+        point.display()
+    );
+    let mut node = Command::new("unshare");
+    node.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    let said = run(&mut node, SOON)?.success()?;
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].contains("mounted a bpffs"), "{said}");
+    assert!(lines[1].ends_with("is a bpffs"), "{said}");
+    assert_eq!(lines[2], "bpf_fs", "{said}");
+    // Without the right to, it says what is missing.
+    let script = format!("setpriv --bounding-set -sys_admin {inner}");
+    let refused = run(
+        Command::new("sh").args([
+            "-c",
+            &script.replace("unshare --mount --propagation private ", ""),
+        ]),
+        SOON,
+    )?;
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    assert!(refused.stderr.contains("no bpffs can be mounted"), "{refused:?}");
+    Ok(())
 }

@@ -7,7 +7,7 @@ use super::endpoints::Sources;
 use super::meshes::Meshes;
 use super::mtls::{Policies, Remark};
 use super::policies::Authorization;
-use super::{Diagnostics, MeshSettings, Snapshot, addresses, fronts};
+use super::{Diagnostics, MeshSettings, NamespaceStanding, Snapshot, addresses, fronts};
 use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
 use crate::model::{
     AuthorizationPolicy, EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service,
@@ -86,6 +86,7 @@ impl Snapshot {
             authorization_policies: std::mem::take(&mut builder.authorizations),
             authz,
             other_meshes: meshes.on(&settings.node_name).to_vec(),
+            namespaces: builder.namespaces(meshes.istio_label_left(&settings.node_name).is_none()),
             diagnostics: builder.diagnostics(),
             settings,
         }
@@ -169,6 +170,25 @@ impl<'a> Builder<'a> {
                 first.origin
             ),
         });
+    }
+
+    /// Where `with_istio` is said, Istio's label counts on this agent's node.
+    fn namespaces(&self, with_istio: bool) -> BTreeMap<String, NamespaceStanding> {
+        let is_enabled = |wish: Option<Wish>| wish == Some(Wish::Enabled);
+        let standing = |(name, wishes): (&&str, &Wishes)| {
+            let standing = NamespaceStanding {
+                enrolled: is_enabled(wishes.wish(with_istio)),
+                mixed: false,
+            };
+            ((*name).to_owned(), standing)
+        };
+        let mut all: BTreeMap<String, NamespaceStanding> = self.wishes.iter().map(standing).collect();
+        for pod in &self.pods {
+            if let (Some(_), Some(namespace)) = (pod.wishes.wish(with_istio), all.get_mut(&pod.namespace)) {
+                namespace.mixed |= is_enabled(pod.wishes.wish(with_istio)) != namespace.enrolled;
+            }
+        }
+        all
     }
 
     fn workloads(&mut self, settings: &MeshSettings, meshes: &Meshes) -> Vec<(&'a Pod, Arc<Workload>)> {

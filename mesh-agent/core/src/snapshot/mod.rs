@@ -10,7 +10,7 @@ mod policies;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -70,7 +70,17 @@ pub struct Snapshot {
     pub(crate) authz: HashMap<WorkloadUid, Arc<Applicable>>,
     /// Parts of other meshes on this agent's node.
     pub(crate) other_meshes: Vec<OtherMesh>,
+    pub(crate) namespaces: BTreeMap<String, NamespaceStanding>,
     pub(crate) diagnostics: Diagnostics,
+}
+
+/// Whether the pods of a namespace are part of the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct NamespaceStanding {
+    /// By its own labels they are.
+    pub enrolled: bool,
+    /// There is a pod that says otherwise by labels of its own, or was so when this was made.
+    pub mixed: bool,
 }
 
 /// Why an address that an enrolled workload claims leads to none.
@@ -110,6 +120,7 @@ impl Snapshot {
             authorization_policies: Vec::new(),
             authz: HashMap::new(),
             other_meshes: Vec::new(),
+            namespaces: BTreeMap::new(),
             diagnostics: Diagnostics::default(),
         }
     }
@@ -127,6 +138,11 @@ impl Snapshot {
     /// All workloads, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
+    }
+
+    /// The namespaces that are known, by name, and whether their pods are part of the mesh.
+    pub fn namespaces(&self) -> &BTreeMap<String, NamespaceStanding> {
+        &self.namespaces
     }
 
     /// The workload with this uid.
@@ -215,6 +231,15 @@ impl Snapshot {
     /// The parts of other meshes that run on this agent's node, as far as pods show them, by name.
     pub fn other_meshes(&self) -> &[OtherMesh] {
         &self.other_meshes
+    }
+
+    /// Whether the label `istio.io/dataplane-mode` is left to Istio on this agent's node.
+    pub fn istio_label_left(&self) -> bool {
+        match self.settings.istio_label {
+            IstioLabel::Enrol => false,
+            IstioLabel::Leave => true,
+            IstioLabel::Auto => self.other_meshes.iter().any(|other| other.part.is_istio()),
+        }
     }
 
     /// The names of the local trust domain.

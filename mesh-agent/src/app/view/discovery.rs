@@ -90,7 +90,7 @@ mod tests {
         };
         assert_eq!(
             reading(&status).found,
-            [("annotation", 0), ("cri", 1), ("proc", 0)]
+            [("annotation", 0), ("cri", 1), ("proc", 0), ("cni", 0)]
         );
     }
 }

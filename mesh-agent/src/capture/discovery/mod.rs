@@ -1,6 +1,7 @@
 //! Where the sandbox of a Kubernetes pod is on this node: its cgroup and its network namespace, by the Pod's `metadata.uid`. Asked by the
 //! enroller; looks at the kernel (the cgroup tree and `/proc`), and at what the container runtime says about its sandboxes. What
-//! the runtime says counts only where the kernel shows the same. Captures nothing, and keeps no namespace open.
+//! the runtime says counts only where the kernel shows the same. What the CNI plugin has announced counts until a process is there.
+//! Captures nothing, and keeps no namespace open.
 
 mod choose;
 mod layout;
@@ -12,6 +13,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +27,7 @@ use self::runtime::Claim;
 pub(super) use self::runtime::{Follower, Runtimes};
 pub use self::status::{DiscoveryStatus, FoundBy, RuntimeState, SandboxStatus};
 use self::tree::{Places, Tree};
+use super::announced::{Announcements, Awaited};
 use super::cgroup::Cgroup2;
 use crate::settings::Discovery as Options;
 
@@ -34,7 +37,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(150);
 const BELIEVED: Duration = Duration::from_secs(5);
 
 /// Where a pod lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Sandbox {
     /// Its cgroup.
     pub(super) cgroup: PathBuf,
@@ -42,8 +45,16 @@ pub(super) struct Sandbox {
     pub(super) netns: u64,
     /// Who has told.
     pub(super) by: FoundBy,
-    /// A process of the pod in that namespace.
-    process: Process,
+    evidence: Evidence,
+}
+
+/// What a namespace is opened by.
+#[derive(Clone, Debug)]
+enum Evidence {
+    /// A process of the pod in it.
+    Process(Process),
+    /// The CNI plugin has handed it over.
+    Announced(Arc<File>),
 }
 
 impl Sandbox {
@@ -54,7 +65,7 @@ impl Sandbox {
 }
 
 /// What is known of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Outcome {
     /// It lives here.
     Found(Sandbox),
@@ -83,6 +94,7 @@ pub(super) struct Discovery {
     cgroup2: Cgroup2,
     host: u64,
     runtimes: Arc<Runtimes>,
+    announced: Arc<Announcements>,
     known: BTreeMap<PodKey, Known>,
     /// Those that had no sandbox at the last look.
     absent: BTreeSet<PodKey>,
@@ -96,7 +108,12 @@ impl Discovery {
     ///
     /// # Errors
     /// When the agent's own network namespace cannot be looked at.
-    pub(super) fn new(options: &Options, cgroup2: Cgroup2, runtimes: Arc<Runtimes>) -> io::Result<Self> {
+    pub(super) fn new(
+        options: &Options,
+        cgroup2: Cgroup2,
+        runtimes: Arc<Runtimes>,
+        announced: Arc<Announcements>,
+    ) -> io::Result<Self> {
         use std::os::unix::fs::MetadataExt;
         let root = match &options.cgroup {
             Some(below) => cgroup2.mount.join(below.strip_prefix("/").unwrap_or(below)),
@@ -108,6 +125,7 @@ impl Discovery {
             host: fs::metadata("/proc/self/ns/net")?.ino(),
             cgroup2,
             runtimes,
+            announced,
             known: BTreeMap::new(),
             absent: BTreeSet::new(),
             asking: false,
@@ -124,11 +142,14 @@ impl Discovery {
         let asked: Vec<(&str, Option<PodKey>)> = uids.into_iter().map(|uid| (uid, PodKey::of(uid))).collect();
         let keys: BTreeSet<PodKey> = asked.iter().filter_map(|(_, key)| key.clone()).collect();
         self.known.retain(|key, _| keys.contains(key));
+        self.announced
+            .expire(|pod| PodKey::of(pod).is_some_and(|key| keys.contains(&key)), now);
         let view = self.runtimes.view();
-        let doubtful: BTreeSet<PodKey> = keys
+        let doubtful: BTreeSet<PodKey> = asked
             .iter()
-            .filter(|key| !self.is_believed(key, view.claim(key), now))
-            .cloned()
+            .filter_map(|(uid, key)| Some((*uid, key.as_ref()?)))
+            .filter(|(uid, key)| !self.is_believed(uid, key, view.claim(key), now))
+            .map(|(_, key)| key.clone())
             .collect();
         let places = self.places(&doubtful, now);
         let mut outcomes = BTreeMap::new();
@@ -144,7 +165,16 @@ impl Discovery {
                     Some(known) if !doubtful.contains(&key) => Outcome::Found(known.sandbox.clone()),
                     _ => {
                         let claim = view.claim(&key);
-                        let outcome = self.look(&key, &places, claim);
+                        let awaited = self.announced.of(uid);
+                        let outcome = self.look(&key, &places, claim, awaited.as_ref());
+                        if let Outcome::Found(Sandbox {
+                            netns,
+                            evidence: Evidence::Process(_),
+                            ..
+                        }) = &outcome
+                        {
+                            self.announced.confirm(uid, *netns);
+                        }
                         if matches!(outcome, Outcome::Absent(_)) {
                             self.absent.insert(key.clone());
                         }
@@ -196,16 +226,34 @@ impl Discovery {
     /// # Errors
     /// When it is not that of one of the pod's processes any more: look again.
     pub(super) fn open(&self, sandbox: &Sandbox) -> io::Result<File> {
-        self.procfs
-            .open_netns(&sandbox.process, &sandbox.cgroup, &self.cgroup2)
+        match &sandbox.evidence {
+            Evidence::Process(process) => self.procfs.open_netns(process, &sandbox.cgroup, &self.cgroup2),
+            Evidence::Announced(netns) => netns.try_clone(),
+        }
     }
 
-    fn is_believed(&self, key: &PodKey, claim: Option<&Claim>, now: Instant) -> bool {
+    /// The addresses that the CNI has given to the pod with this uid, where its plugin has told.
+    pub(super) fn addresses(&self, uid: &str) -> Vec<IpAddr> {
+        self.announced.addresses(uid)
+    }
+
+    fn is_believed(&self, uid: &str, key: &PodKey, claim: Option<&Claim>, now: Instant) -> bool {
+        let waits = || {
+            self.announced
+                .of(uid)
+                .is_some_and(|awaited| awaited.netns.is_some())
+        };
         self.known.get(key).is_some_and(|known| {
             known.claim.as_ref() == claim
                 && now.saturating_duration_since(known.looked) < BELIEVED
-                && self.procfs.still(&known.sandbox.process)
+                && self.is_there(&known.sandbox)
+                && !waits()
         })
+    }
+
+    /// Whether the process by which it was found still runs there.
+    fn is_there(&self, sandbox: &Sandbox) -> bool {
+        matches!(&sandbox.evidence, Evidence::Process(process) if self.procfs.still(process))
     }
 
     fn places(&mut self, wanted: &BTreeSet<PodKey>, now: Instant) -> Result<Places, String> {
@@ -222,14 +270,22 @@ impl Discovery {
         found
     }
 
-    /// A look at one pod. One that was found before stays where it was for as long as that cannot be excluded.
-    fn look(&self, key: &PodKey, places: &Result<Places, String>, claim: Option<&Claim>) -> Outcome {
+    /// A look at one pod. One that was found before stays where it was for as long as that cannot be excluded. One that was announced is
+    /// where the plugin says until a process of it is there.
+    fn look(
+        &self,
+        key: &PodKey,
+        places: &Result<Places, String>,
+        claim: Option<&Claim>,
+        awaited: Option<&Awaited>,
+    ) -> Outcome {
         let known = self.known.get(key).map(|known| &known.sandbox);
         let stay = |otherwise: Outcome| {
             known
-                .filter(|sandbox| self.procfs.still(&sandbox.process))
+                .filter(|sandbox| self.is_there(sandbox))
                 .map_or(otherwise, |sandbox| Outcome::Found(sandbox.clone()))
         };
+        let awaited = awaited.and_then(|awaited| Some((awaited.inode, awaited.netns.clone()?)));
         let places = match places {
             Ok(places) => places.get(key).map_or(&[][..], Vec::as_slice),
             Err(why) => return stay(Outcome::Pending(why.clone())),
@@ -239,11 +295,18 @@ impl Discovery {
             Ok(None) => return stay(Outcome::Absent(self.no_cgroup(key))),
             Err(why) => return stay(Outcome::Refused(why)),
         };
-        if self.asking && known.is_none() {
+        let announced = awaited.map(|(netns, file)| Sandbox {
+            cgroup: cgroup.to_owned(),
+            netns,
+            by: FoundBy::Cni,
+            evidence: Evidence::Announced(file),
+        });
+        if self.asking && known.is_none() && announced.is_none() {
             return Outcome::Pending("the container runtime is being asked for its sandboxes".to_owned());
         }
         let processes = match self.procfs.of_pod(cgroup, &self.cgroup2) {
             Ok(processes) => processes,
+            Err(_) if announced.is_some() => Vec::new(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Outcome::Absent(self.no_cgroup(key));
             }
@@ -255,7 +318,13 @@ impl Discovery {
             }
         };
         let said = claim.and_then(|claim| claim.among(&processes));
-        match choose(&processes, said) {
+        let choice = choose(&processes, said);
+        if let Some(sandbox) = announced
+            && !matches!(&choice, Choice::Process(process) if process.netns == sandbox.netns)
+        {
+            return Outcome::Found(sandbox);
+        }
+        match choice {
             Choice::Nobody => Outcome::Absent(format!("no process is in its cgroup {}", cgroup.display())),
             Choice::Process(process) if process.netns == self.host => Outcome::Refused(
                 "its sandbox is in the node's network namespace (host network), which it shares with others: such pods are never captured"
@@ -265,13 +334,13 @@ impl Discovery {
                 cgroup: cgroup.to_owned(),
                 netns: process.netns,
                 by: if said == Some(process.pid) { FoundBy::Cri } else { FoundBy::Proc },
-                process,
+                evidence: Evidence::Process(process),
             }),
             Choice::Doubt(why) => {
                 // Captured pods stay captured: one of its processes is still where it was.
                 let held = known.and_then(|sandbox| {
                     let process = processes.iter().find(|process| process.netns == sandbox.netns)?;
-                    Some(Sandbox { process: process.clone(), ..sandbox.clone() })
+                    Some(Sandbox { evidence: Evidence::Process(process.clone()), ..sandbox.clone() })
                 });
                 held.map_or(Outcome::Refused(why), Outcome::Found)
             }
@@ -321,8 +390,12 @@ impl Discovery {
             Outcome::Found(sandbox) => {
                 let before = self.known.get(&key).map(|known| known.sandbox.netns);
                 if before != Some(sandbox.netns) {
+                    let pid = match &sandbox.evidence {
+                        Evidence::Process(process) => Some(process.pid),
+                        Evidence::Announced(_) => None,
+                    };
                     info!(
-                        pod = %key, by = sandbox.by.as_str(), netns = sandbox.netns, pid = sandbox.process.pid,
+                        pod = %key, by = sandbox.by.as_str(), netns = sandbox.netns, pid,
                         cgroup = %sandbox.cgroup.display(), "found the sandbox of a pod"
                     );
                 }

@@ -14,11 +14,13 @@ pub enum FoundBy {
     Cri,
     /// The cgroup tree and `/proc`.
     Proc,
+    /// The CNI plugin: no process is there yet.
+    Cni,
 }
 
 impl FoundBy {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Annotation, Self::Cri, Self::Proc];
+    pub const ALL: [Self; 4] = [Self::Annotation, Self::Cri, Self::Proc, Self::Cni];
 
     /// Its name in documents and metrics.
     pub fn as_str(self) -> &'static str {
@@ -26,6 +28,7 @@ impl FoundBy {
             Self::Annotation => "annotation",
             Self::Cri => "cri",
             Self::Proc => "proc",
+            Self::Cni => "cni",
         }
     }
 }

@@ -11,6 +11,7 @@ const POD: &str = "node-a/kubepods/burstable/pod6d5e6f1c-0d2d-4e55-a5d4-0f3a8f2f
 struct Host {
     dir: tempfile::TempDir,
     discovery: Discovery,
+    announced: Arc<Announcements>,
     now: Instant,
 }
 
@@ -27,10 +28,12 @@ impl Host {
             proc_root: dir.path().join("proc"),
         };
         let cgroup2 = Cgroup2::at(&dir.path().join("cgroup"));
-        let discovery = Discovery::new(&options, cgroup2, Arc::default()).unwrap();
+        let announced = Arc::<Announcements>::default();
+        let discovery = Discovery::new(&options, cgroup2, Arc::default(), Arc::clone(&announced)).unwrap();
         Self {
             dir,
             discovery,
+            announced,
             now: Instant::now(),
         }
     }
@@ -196,4 +199,50 @@ fn cgroups_outside_the_nodes_own_are_not_looked_at() {
     host.process(10, 100, "a");
     host.cgroup(&format!("node-b/kubepods/pod{UID}/sandbox"), &[10]);
     assert!(matches!(host.look(), Outcome::Absent(_)));
+}
+
+#[test]
+fn an_announced_sandbox_is_the_pods_until_a_process_of_it_shows_the_same() {
+    let mut host = Host::new();
+    let (new, other) = (host.netns("new"), host.netns("other"));
+    let file = || File::open(host.dir.path().join("netns/new")).unwrap();
+    host.announced.insert(UID, new, file());
+    // Without its cgroup there is nothing to hold it by.
+    assert!(matches!(host.look(), Outcome::Absent(_)));
+    host.cgroup(POD, &[]);
+    let found = host.found();
+    assert_eq!((found.by, found.netns), (FoundBy::Cni, new));
+    assert_eq!(
+        host.discovery.open(&found).unwrap().metadata().unwrap().ino(),
+        new
+    );
+    // The runtime's own process is there first, in the node's namespace or another one.
+    host.process(10, 100, "other");
+    host.cgroup(&format!("{POD}/c"), &[10]);
+    let found = host.found();
+    assert_eq!((found.by, found.netns), (FoundBy::Cni, new), "not {other}");
+    host.process(10, 100, "new");
+    let found = host.found();
+    assert_eq!((found.by, found.netns), (FoundBy::Proc, new));
+    assert_eq!(host.announced.awaited(), 0);
+    // From now on the processes decide: it ends.
+    host.ends(10);
+    host.cgroup(&format!("{POD}/c"), &[]);
+    assert!(matches!(host.look(), Outcome::Absent(_)));
+}
+
+#[test]
+fn a_new_sandbox_that_is_announced_takes_the_place_of_the_old_one() {
+    let mut host = Host::new();
+    let (old, new) = (host.netns("old"), host.netns("new"));
+    host.process(10, 100, "old");
+    host.cgroup(&format!("{POD}/c"), &[10]);
+    assert_eq!(host.found().netns, old);
+    let file = File::open(host.dir.path().join("netns/new")).unwrap();
+    host.announced.insert(UID, new, file);
+    // At once, although the old one is believed for a while.
+    let found = host.discovery.locate([UID], host.now).remove(UID);
+    assert!(matches!(found, Some(Outcome::Found(sandbox)) if sandbox.netns == new));
+    host.announced.withdraw(UID);
+    assert_eq!(host.found().netns, old);
 }

@@ -20,7 +20,7 @@ pub(super) fn families(reading: &DiscoveryReading) -> [MetricFamily; 2] {
     [
         Kind::Gauge.family(
             "mesh_agent_sandboxes_found",
-            "Enrolled pods of this node whose sandbox is known, by who told: annotation, cri or proc.",
+            "Enrolled pods of this node whose sandbox is known, by who told: annotation, cri, proc or cni.",
             found.map(|(by, n)| Row::new(*n as f64).label("by", by)).collect(),
         ),
         Kind::Gauge.family(

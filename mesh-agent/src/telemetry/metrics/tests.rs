@@ -50,6 +50,11 @@ fn readings() -> Readings {
             found: vec![("cri", 3), ("proc", 0)],
             runtime_up: Some(true),
         },
+        cni: Some(CniReading {
+            installed: true,
+            awaited: 2,
+            calls: vec![("captured".to_owned(), 7)],
+        }),
     }
 }
 
@@ -142,6 +147,9 @@ fn readings_become_metrics() {
         r#"mesh_agent_sandboxes_found{by="cri"} 3"#,
         r#"mesh_agent_sandboxes_found{by="proc"} 0"#,
         "mesh_agent_container_runtime_up 1",
+        "mesh_agent_cni_installed 1",
+        "mesh_agent_cni_sandboxes_awaited 2",
+        "mesh_agent_cni_calls_total{result=\"captured\"} 7",
         "mesh_agent_connections 0",
         "mesh_agent_label_sets 0",
         "mesh_agent_label_set_overflows_total 0",
