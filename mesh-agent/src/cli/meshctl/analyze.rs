@@ -160,7 +160,7 @@ mod tests {
         );
         assert!(text.contains("0 errors, 1 warnings, 1 infos"), "{text}");
         let json = serde_json::to_value(&analysis).unwrap();
-        let first = &json["findings"][0];
+        let first = &json["findings"][1];
         assert_eq!(first["code"], "MESH0104");
         assert_eq!(first["severity"], "warning");
         assert_eq!(first["origin"]["line"], 4);
