@@ -11,6 +11,7 @@ use mesh_core::manifest::{Accepted, Notice, NoticeKind, Rejection};
 use mesh_core::model::{Object, ObjectRef};
 use mesh_core::snapshot::{Diagnostics, MeshSettings, Snapshot};
 
+use super::objects::{AllObjects, Objects};
 use super::{
     Changes, ConfigurationSource, Held, KindBoard, Report, ReportSink, RunningSource, SourceError,
     SourceState, SourceStatus, StatusReader,
@@ -31,6 +32,8 @@ pub(super) enum Message {
     Report { source: usize, report: Report },
     /// What is different in a source.
     Changes { source: usize, changes: Changes },
+    /// Somebody wants to know all that is held.
+    Tell(mpsc::Sender<Option<AllObjects>>),
     /// The agent goes.
     Stop,
 }
@@ -113,6 +116,11 @@ impl Publisher {
     /// Has all sources look for changes at once.
     pub fn look_now(&self) {
         self.sources.iter().for_each(|source| source.look_now());
+    }
+
+    /// Who knows all objects behind the snapshots.
+    pub fn objects(&self) -> Objects {
+        Objects::new(self.sender.clone())
     }
 
     /// What `meshctl` shows of the configuration.
@@ -274,6 +282,7 @@ impl State {
     fn take(&mut self, message: Message) -> bool {
         match message {
             Message::Stop => return false,
+            Message::Tell(to) => drop(to.send(self.held())),
             Message::Report { source, report } => {
                 if let Some(holding) = self.sources.get_mut(source) {
                     self.changed |= holding.replace(report);
@@ -312,8 +321,25 @@ impl State {
         self.accepted().map(|one| one.object.clone()).collect()
     }
 
+    fn held(&self) -> Option<AllObjects> {
+        self.is_complete().then(|| AllObjects {
+            accepted: self.accepted().cloned().collect(),
+            diagnostics: self.diagnostics(),
+        })
+    }
+
     fn build(&self, version: u64) -> Snapshot {
-        let diagnostics = Diagnostics {
+        Snapshot::build(
+            self.settings.clone(),
+            version,
+            self.accepted(),
+            self.diagnostics(),
+        )
+    }
+
+    /// What was said about documents one by one.
+    fn diagnostics(&self) -> Diagnostics {
+        Diagnostics {
             rejections: self
                 .sources
                 .iter()
@@ -321,8 +347,7 @@ impl State {
                 .cloned()
                 .collect(),
             notices: self.sources.iter().flat_map(Holding::notices).cloned().collect(),
-        };
-        Snapshot::build(self.settings.clone(), version, self.accepted(), diagnostics)
+        }
     }
 
     fn status(&self, snapshot: &Snapshot) -> SourceStatus {
@@ -332,6 +357,7 @@ impl State {
             objects: holding.report.accepted.len() + holding.objects.len(),
             files: holding.report.files.clone(),
             kinds: Vec::new(),
+            server: None,
         };
         SourceStatus {
             version: snapshot.version(),

@@ -190,6 +190,14 @@ impl Kind {
         KINDS.iter().find(is)
     }
 
+    /// Whether documents that say so, and are of no kind here, configure meshes: what they ask for does not happen.
+    pub(super) fn is_of_meshes(api_version: &str, name: &str) -> bool {
+        let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        let another_version = KINDS.iter().any(|kind| kind.name == name && kind.group == group);
+        let gateways = group.starts_with("gateway.networking.") && group.ends_with("k8s.io");
+        another_version || gateways || group.ends_with(".istio.io") || group.ends_with(".linkerd.io")
+    }
+
     /// Whether objects called so live in namespaces; what nobody knows does.
     pub(super) fn is_namespaced(name: &str) -> bool {
         let kind = KINDS.iter().find(|kind| kind.name == name);
@@ -319,8 +327,20 @@ mod tests {
                 assert!(std::ptr::eq(found, row), "{}", row.name);
             }
             assert!(Kind::of(&row.api_version("v0"), row.name).is_none());
+            assert!(Kind::is_of_meshes(&row.api_version("v0"), row.name));
         }
         assert!(Kind::of("apps/v1", "Pod").is_none());
+        for (api_version, name, expected) in [
+            ("networking.istio.io/v1", "VirtualService", true),
+            ("gateway.networking.k8s.io/v1", "HTTPRoute", true),
+            ("policy.linkerd.io/v1beta3", "Server", true),
+            ("apps/v1", "Deployment", false),
+            ("apps/v1", "Pod", false),
+            ("v1", "ConfigMap", false),
+            ("networking.k8s.io/v1", "NetworkPolicy", false),
+        ] {
+            assert_eq!(Kind::is_of_meshes(api_version, name), expected, "{name}");
+        }
     }
 
     #[test]

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::endpoints::Sources;
+use super::meshes::Meshes;
 use super::mtls::{Policies, Remark};
 use super::policies::Authorization;
 use super::{Diagnostics, MeshSettings, NamespaceStanding, Snapshot, addresses, fronts};
 use crate::manifest::{Accepted, Notice, NoticeKind, Origin};
 use crate::model::{
     AuthorizationPolicy, EndpointSlice, Enrolment, Node, Object, ObjectRef, PeerAuthentication, Pod, Service,
-    ServiceSpec, SpiffeId, Wish, Workload, WorkloadUid,
+    ServiceSpec, SpiffeId, Wish, Wishes, Workload, WorkloadUid,
 };
 
 impl Snapshot {
@@ -23,7 +24,9 @@ impl Snapshot {
         diagnostics: Diagnostics,
     ) -> Self {
         let mut builder = Builder::new(accepted, diagnostics);
-        let pods = builder.workloads(&settings);
+        let meshes = Meshes::of(builder.pods.iter().copied(), &settings);
+        builder.remarks.extend(meshes.remarks(&settings.node_name));
+        let pods = builder.workloads(&settings, &meshes);
         let addresses = addresses::index(&pods, &builder.nodes);
         let policies = Policies::new(
             builder.policies.drain(..).collect(),
@@ -82,7 +85,8 @@ impl Snapshot {
             mtls,
             authorization_policies: std::mem::take(&mut builder.authorizations),
             authz,
-            namespaces: builder.namespaces(),
+            other_meshes: meshes.on(&settings.node_name).to_vec(),
+            namespaces: builder.namespaces(meshes.istio_label_left(&settings.node_name).is_none()),
             diagnostics: builder.diagnostics(),
             settings,
         }
@@ -104,7 +108,7 @@ impl Snapshot {
 /// The objects by kind, and what is to be said about them.
 struct Builder<'a> {
     origins: HashMap<ObjectRef, &'a Origin>,
-    wishes: HashMap<&'a str, Option<Wish>>,
+    wishes: HashMap<&'a str, Wishes>,
     nodes: Vec<&'a Node>,
     pods: Vec<&'a Pod>,
     services: Vec<&'a ServiceSpec>,
@@ -141,7 +145,9 @@ impl<'a> Builder<'a> {
             builder.diagnostics.notices.extend(one.notices.iter().cloned());
             builder.origins.insert(name, &one.origin);
             match &*one.object {
-                Object::Namespace(namespace) => drop(builder.wishes.insert(&namespace.name, namespace.wish)),
+                Object::Namespace(namespace) => {
+                    builder.wishes.insert(&namespace.name, namespace.wishes);
+                }
                 Object::Node(node) => builder.nodes.push(node),
                 Object::Pod(pod) if pod.finished => {}
                 Object::Pod(pod) => builder.pods.push(pod),
@@ -166,37 +172,41 @@ impl<'a> Builder<'a> {
         });
     }
 
-    fn namespaces(&self) -> BTreeMap<String, NamespaceStanding> {
+    /// Where `with_istio` is said, Istio's label counts on this agent's node.
+    fn namespaces(&self, with_istio: bool) -> BTreeMap<String, NamespaceStanding> {
         let is_enabled = |wish: Option<Wish>| wish == Some(Wish::Enabled);
-        let standing = |(name, wish): (&&str, &Option<Wish>)| {
+        let standing = |(name, wishes): (&&str, &Wishes)| {
             let standing = NamespaceStanding {
-                enrolled: is_enabled(*wish),
+                enrolled: is_enabled(wishes.wish(with_istio)),
                 mixed: false,
             };
             ((*name).to_owned(), standing)
         };
         let mut all: BTreeMap<String, NamespaceStanding> = self.wishes.iter().map(standing).collect();
         for pod in &self.pods {
-            if let (Some(_), Some(namespace)) = (pod.wish, all.get_mut(&pod.namespace)) {
-                namespace.mixed |= is_enabled(pod.wish) != namespace.enrolled;
+            if let (Some(_), Some(namespace)) = (pod.wishes.wish(with_istio), all.get_mut(&pod.namespace)) {
+                namespace.mixed |= is_enabled(pod.wishes.wish(with_istio)) != namespace.enrolled;
             }
         }
         all
     }
 
-    fn workloads(&mut self, settings: &MeshSettings) -> Vec<(&'a Pod, Arc<Workload>)> {
+    fn workloads(&mut self, settings: &MeshSettings, meshes: &Meshes) -> Vec<(&'a Pod, Arc<Workload>)> {
         let mut found = Vec::new();
         for pod in self.pods.clone() {
-            let wish = pod
-                .wish
-                .or_else(|| self.wishes.get(pod.namespace.as_str()).copied().flatten());
+            let namespace = self
+                .wishes
+                .get(pod.namespace.as_str())
+                .copied()
+                .unwrap_or_default();
+            let enrolment = enrolment(pod, namespace, meshes);
             let identity = SpiffeId::new(
                 settings.trust_domain.clone(),
                 &pod.namespace,
                 &pod.service_account,
             );
             match identity {
-                Ok(identity) => found.push((pod, Arc::new(workload(pod, identity, enrolment(pod, wish))))),
+                Ok(identity) => found.push((pod, Arc::new(workload(pod, identity, enrolment)))),
                 Err(error) => self.remarks.push((
                     ObjectRef::new("Pod", &pod.namespace, &pod.name),
                     NoticeKind::Ignored,
@@ -263,9 +273,14 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn enrolment(pod: &Pod, wish: Option<Wish>) -> Enrolment {
-    match (wish, &pod.obstacle) {
-        (None | Some(Wish::Disabled), _) => Enrolment::NotEnrolled,
+fn enrolment(pod: &Pod, namespace: Wishes, meshes: &Meshes) -> Enrolment {
+    let left = meshes.istio_label_left(&pod.node);
+    let wish = |with_istio| pod.wishes.wish(with_istio).or(namespace.wish(with_istio));
+    match (wish(left.is_none()), &pod.obstacle) {
+        (None | Some(Wish::Disabled), _) => match left.filter(|_| wish(true) == Some(Wish::Enabled)) {
+            Some(why) => Enrolment::Left(why),
+            None => Enrolment::NotEnrolled,
+        },
         (Some(Wish::Enabled), Some(obstacle)) => Enrolment::Refused(obstacle.clone()),
         (Some(Wish::Enabled), None) => Enrolment::Enrolled,
     }

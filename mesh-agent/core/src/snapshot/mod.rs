@@ -4,6 +4,7 @@ mod addresses;
 mod build;
 mod endpoints;
 mod fronts;
+mod meshes;
 mod mtls;
 mod policies;
 #[cfg(test)]
@@ -22,6 +23,8 @@ use crate::model::{
     WorkloadUid,
 };
 
+pub(crate) use meshes::Meshes;
+pub use meshes::{IstioLabel, OtherMesh, Part};
 pub use mtls::{Decision, EffectiveMtls};
 
 /// What decisions need to know of the agent's settings.
@@ -37,6 +40,8 @@ pub struct MeshSettings {
     pub root_namespace: String,
     /// The suffix of service host names, such as `cluster.local`.
     pub cluster_domain: String,
+    /// Whose the label `istio.io/dataplane-mode` is.
+    pub istio_label: IstioLabel,
 }
 
 /// The state of the mesh at one moment. Cheap to share (`Arc<Snapshot>`), never changed.
@@ -63,6 +68,8 @@ pub struct Snapshot {
     pub(crate) authorization_policies: Vec<Arc<AuthorizationPolicy>>,
     /// The policies that select each workload.
     pub(crate) authz: HashMap<WorkloadUid, Arc<Applicable>>,
+    /// Parts of other meshes on this agent's node.
+    pub(crate) other_meshes: Vec<OtherMesh>,
     pub(crate) namespaces: BTreeMap<String, NamespaceStanding>,
     pub(crate) diagnostics: Diagnostics,
 }
@@ -112,6 +119,7 @@ impl Snapshot {
             mtls: HashMap::new(),
             authorization_policies: Vec::new(),
             authz: HashMap::new(),
+            other_meshes: Vec::new(),
             namespaces: BTreeMap::new(),
             diagnostics: Diagnostics::default(),
         }
@@ -218,6 +226,20 @@ impl Snapshot {
     /// The AuthorizationPolicies that select `workload`. `None` for a workload that is not in this snapshot.
     pub fn authorization(&self, workload: &WorkloadUid) -> Option<&Arc<Applicable>> {
         self.authz.get(workload)
+    }
+
+    /// The parts of other meshes that run on this agent's node, as far as pods show them, by name.
+    pub fn other_meshes(&self) -> &[OtherMesh] {
+        &self.other_meshes
+    }
+
+    /// Whether the label `istio.io/dataplane-mode` is left to Istio on this agent's node.
+    pub fn istio_label_left(&self) -> bool {
+        match self.settings.istio_label {
+            IstioLabel::Enrol => false,
+            IstioLabel::Leave => true,
+            IstioLabel::Auto => self.other_meshes.iter().any(|other| other.part.is_istio()),
+        }
     }
 
     /// The names of the local trust domain.
