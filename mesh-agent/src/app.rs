@@ -318,6 +318,7 @@ impl Agent {
             started: self.started,
             snapshots: self.publisher.cell().clone(),
             sources: self.publisher.status().clone(),
+            objects: self.publisher.objects(),
             identities: self.identities.clone(),
             capture: self.capture.clone(),
             workers: self.workers.clone(),

@@ -1,5 +1,7 @@
 //! The API of a Kubernetes cluster as the source of configuration: the one that `KUBECONFIG` names, or else a server of our own.
 
+#[path = "kubernetes/advice.rs"]
+mod advice;
 #[path = "kubernetes/away.rs"]
 mod away;
 #[path = "kubernetes/believe.rs"]

@@ -4,6 +4,7 @@
 //! that the data path, `meshctl` and the tests ask is answered by [`plan`] (and, for policies, [`authz`]) from a snapshot.
 #![forbid(unsafe_code)]
 
+pub mod analyze;
 pub mod authz;
 pub mod manifest;
 pub mod model;

@@ -32,6 +32,7 @@ fuzz_target!(|input: (bool, bool, u16, &str)| {
         trust_domain_aliases: Vec::new(),
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     };
     let namespace = if root { "istio-system" } else { "n" };
     let indented = spec.replace('\n', "\n  ");

@@ -14,6 +14,7 @@ fuzz_target!(|input: (u64, &str)| {
         trust_domain_aliases: Vec::new(),
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     };
     let snapshot = Snapshot::from_yaml(settings, yaml);
     let pods = snapshot.workloads().flat_map(|workload| workload.addresses.clone());

@@ -67,9 +67,23 @@ pub struct Status {
     /// The container runtime; absent where pods are not looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_runtime: Option<ContainerRuntime>,
+    /// Parts of other meshes that run on this node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_meshes: Vec<OtherMeshEntry>,
     /// The CNI plugin; absent where it is not wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni: Option<CniStatus>,
+}
+
+/// A part of another mesh on this node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OtherMeshEntry {
+    /// What it is: `istio-cni`, `ztunnel` or `linkerd-cni`.
+    pub part: String,
+    /// The pod that shows it: namespace and name.
+    pub pod: String,
+    /// Whether it is Istio's.
+    pub istio: bool,
 }
 
 /// How the CNI plugin stands.
@@ -151,6 +165,9 @@ pub struct PodCounts {
     pub captured: usize,
     /// Asked for and refused, or failed.
     pub failed: usize,
+    /// Asked for by a label that is left to another mesh.
+    #[serde(default)]
+    pub left: usize,
 }
 
 /// Connections now and since the start.
@@ -214,7 +231,7 @@ pub struct WorkloadEntry {
     pub identity: String,
     /// Whether it is part of the mesh.
     pub enrolment: EnrolmentState,
-    /// Why enrolment is refused.
+    /// Why enrolment is refused, or left to another mesh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enrolment_reason: Option<String>,
     /// How its capture stands.
@@ -405,6 +422,13 @@ pub enum Level {
 
 /// `GET /config`: where the configuration comes from, what is rejected and what else there is to say about it.
 pub type Config = crate::sources::SourceStatus;
+
+/// `GET /analyze`, and what `meshctl analyze -f` finds by itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Analysis {
+    /// What was found, by place.
+    pub findings: Vec<mesh_core::analyze::Finding>,
+}
 
 /// What the API answers when it cannot answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,9 +11,9 @@ use axum::{Json, Router};
 use serde::Serialize;
 
 use super::document::{
-    Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionFilter, Connections,
-    ExplainQuery, Explanation, Failure, MtlsReadiness, OlderConnections, Policies, Refusals, SandboxHost,
-    Services, Status, Workloads,
+    Analysis, Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionFilter,
+    Connections, ExplainQuery, Explanation, Failure, MtlsReadiness, OlderConnections, Policies, Refusals,
+    SandboxHost, Services, Status, Workloads,
 };
 use super::socket::{AdminSocket, SocketError};
 use crate::telemetry::serve::{self, Server};
@@ -56,6 +56,11 @@ pub trait View: Send + Sync + 'static {
     fn checks(&self) -> Checks;
     /// `GET /config`.
     fn config(&self) -> Config;
+    /// `GET /analyze`.
+    ///
+    /// # Errors
+    /// Says why there is nothing to look at yet.
+    fn analyze(&self) -> Result<Analysis, String>;
     /// `GET /sandbox`.
     fn sandbox(&self) -> SandboxHost;
 }
@@ -154,6 +159,10 @@ pub fn router(view: Arc<dyn View>) -> Router {
         .route(
             "/config",
             get(async |State(v): Shared| answer(move || v.config()).await),
+        )
+        .route(
+            "/analyze",
+            get(async |State(v): Shared| answer_or_refuse(move || v.analyze()).await),
         )
         .route(
             "/sandbox",

@@ -2,16 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mesh_core::snapshot::IstioLabel;
+
 use crate::admin::document::{
     Bpf, BpfForeign, CaptureState, CertificateState, Certificates, Check, EnrolmentState, Level,
     OlderConnections, RuntimeState, Status, WorkloadEntry, Workloads,
 };
 use crate::capture::{KubeletError, ProbePassage};
-use crate::sources::{KindState, KindStatus};
+use crate::sources::{KindState, KindStatus, ServerStatus};
 use crate::telemetry::traffic::Room;
 use crate::worker::WorkerStatus;
 
 use super::descriptors::Descriptors;
+
+mod cluster;
+
+pub(super) use cluster::AgentPod;
 
 /// A map that is fuller than this is worth a look.
 const FULL: f64 = 0.8;
@@ -31,12 +37,19 @@ pub(super) struct Facts {
     pub(super) metrics: Room,
     /// The kinds that are followed at an API server.
     pub(super) kinds: Vec<KindStatus>,
+    /// The API servers that are followed.
+    pub(super) servers: Vec<ServerStatus>,
+    /// The agents' pods, where the documents have them.
+    pub(super) agents: Vec<AgentPod>,
+    /// Whose Istio's enrolment label is.
+    pub(super) istio_label: IstioLabel,
 }
 
 /// The checks of the agent, in the order in which to read them.
 pub(super) fn of_agent(facts: &Facts) -> Vec<Check> {
     let mut checks = vec![readiness(&facts.status), configuration(&facts.status)];
     checks.extend(api_server(&facts.kinds));
+    checks.extend(cluster::checks(facts));
     checks.extend([pods(&facts.workloads), container_runtime(&facts.status)]);
     checks.extend(cni(&facts.status));
     checks.extend([

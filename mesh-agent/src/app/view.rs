@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::View;
 use crate::admin::document::{
-    Bpf, BpfEvents, BpfLog, BpfLogWanted, CaptureState, CertificateCounts, CertificateEntry,
+    Analysis, Bpf, BpfEvents, BpfLog, BpfLogWanted, CaptureState, CertificateCounts, CertificateEntry,
     CertificateState, Certificates, Checks, CniStatus, Config, ConnectionCounts, ConnectionEntry,
     ConnectionFilter, Connections, EnrolmentState, ExplainQuery, Explanation, MtlsReadiness,
     OlderConnections, PodCounts, Policies, PredecessorStatus, Refusals, SandboxHost, Services, SessionCounts,
@@ -23,7 +23,7 @@ use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture};
 use crate::handover::{Leaving, Ledger};
 use crate::identity::{self, CertificateStatus, Identities};
-use crate::sources::{KindState, KindStatus, StatusReader};
+use crate::sources::{KindState, KindStatus, Objects, StatusReader};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
 use crate::telemetry::metrics::{BudgetReading, CniReading, KindReading, Readings};
@@ -35,6 +35,7 @@ use super::checks;
 use super::cni::Plugin;
 use super::descriptors::Descriptors;
 
+mod cluster;
 mod discovery;
 mod kernel;
 mod policy;
@@ -48,6 +49,7 @@ pub(super) struct AgentView {
     pub(super) started: (SystemTime, Instant),
     pub(super) snapshots: Arc<SnapshotCell>,
     pub(super) sources: StatusReader,
+    pub(super) objects: Objects,
     pub(super) identities: Arc<Identities>,
     pub(super) capture: Arc<Capture>,
     pub(super) workers: Arc<Workers>,
@@ -80,6 +82,8 @@ impl AgentView {
             certificates: self.identities.expiries().into_iter().map(seconds).collect(),
             pods_captured: pods.captured as u64,
             pods_failed: pods.failed as u64,
+            pods_left: pods.left as u64,
+            other_meshes: cluster::parts(&snapshot),
             maps: self.capture.map_fill().into_iter().map(map_fill).collect(),
             events: self.capture.counters().into_iter().collect(),
             older_connections: self
@@ -196,6 +200,7 @@ impl View for AgentView {
             certificates: certificate_counts(&self.identities.status()),
             rejections: snapshot.diagnostics().rejections.len(),
             container_runtime: discovery::container_runtime(&self.capture.discovery()),
+            other_meshes: cluster::other_meshes(&snapshot),
             cni: self.plugin.status(),
         }
     }
@@ -298,12 +303,20 @@ impl View for AgentView {
             older: self.older_connections(&ConnectionFilter::default()),
             metrics: self.log.traffic().room(),
             kinds: self.sources.kinds(),
+            servers: self.sources.servers(),
+            agents: cluster::agents(&self.snapshots.load()),
+            istio_label: self.snapshots.load().settings().istio_label,
         }));
         checks
     }
 
     fn config(&self) -> Config {
         self.sources.read()
+    }
+
+    fn analyze(&self) -> Result<Analysis, String> {
+        let settings = self.snapshots.load().settings().clone();
+        cluster::analyze(&self.objects, settings, self.capture.options().allow_exclusions)
     }
 
     fn sandbox(&self) -> SandboxHost {
@@ -326,6 +339,7 @@ fn pod_counts(snapshot: &Snapshot, states: &CaptureStates) -> PodCounts {
             }
             _ => {}
         }
+        counts.left += usize::from(matches!(workload.enrolment, Enrolment::Left(_)));
         counts.enrolled += usize::from(workload.enrolment.is_enrolled());
     }
     counts
@@ -403,6 +417,7 @@ fn workloads(snapshot: &Snapshot, states: &CaptureStates, usage: &BTreeMap<Workl
         let (enrolment, enrolment_reason) = match &workload.enrolment {
             Enrolment::Enrolled => (EnrolmentState::Enrolled, None),
             Enrolment::NotEnrolled => (EnrolmentState::NotEnrolled, None),
+            Enrolment::Left(why) => (EnrolmentState::NotEnrolled, Some(why.clone())),
             Enrolment::Refused(why) => (EnrolmentState::Refused, Some(why.clone())),
         };
         let (capture, capture_reason) = capture_state(snapshot, workload, states);

@@ -1,14 +1,17 @@
 //! Finds the kubelet's cgroup and verifies that nothing but host processes are in it: only then may its connections pass as probes.
 //! Reads cgroupfs and `/proc`; attaches nothing.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use mesh_common::mutation::{self, Mechanism};
 use thiserror::Error;
 
+use super::cgroup::Cgroup2;
 use crate::settings::KubeletCgroup;
 
 /// Where service managers put the kubelet, below the cgroup2 mount.
@@ -19,6 +22,10 @@ const USUAL: [&str; 5] = [
     "podruntime.slice/kubelet.service",
     "system.slice/snap.kubelet.daemon.service",
 ];
+/// What the process that holds a kubelet is called: itself, k3s and RKE2, MicroK8s.
+const NAMES: [&str; 6] = ["kubelet", "k3s", "k3s-server", "k3s-agent", "rke2", "kubelite"];
+/// How often all processes are looked at while no kubelet is found.
+const SEARCH: Duration = Duration::from_secs(10);
 /// Begins of the names of cgroups that container runtimes and kubelets make for pods.
 const CONTAINERS: [&str; 9] = [
     "kubepods",
@@ -40,10 +47,10 @@ pub enum KubeletError {
     /// The settings say so.
     #[error("kubelet-cgroup is off")]
     Off,
-    /// None of the usual places has one.
-    #[error("no kubelet is found (looked for a process called kubelet in {}, below the cgroup2 mount)", USUAL.join(", "))]
+    /// There is none.
+    #[error("no kubelet is found (looked for a process of root's that is called {}, in the host's network and pid namespaces and in no pod's cgroup)", NAMES.join(" or "))]
     NotFound,
-    /// Several of the usual places have one.
+    /// Several cgroups have one.
     #[error("it is ambiguous: kubelets are in {}", .0.join(" and in "))]
     Ambiguous(Vec<String>),
     /// The cgroup cannot be read.
@@ -62,6 +69,13 @@ pub enum KubeletError {
         /// What is wrong with it.
         why: String,
     },
+}
+
+/// Where a kubelet was found apart from the usual places.
+#[derive(Debug, Default)]
+pub(super) struct Search {
+    found: BTreeSet<PathBuf>,
+    last: Option<Instant>,
 }
 
 /// A cgroup that is verified.
@@ -99,12 +113,14 @@ impl Host {
 /// Finds the cgroup that the setting means and verifies it. `foreign` are cgroups that must not be in it: the agent's and the pods'.
 pub(super) fn find(
     setting: &KubeletCgroup,
-    mount: &Path,
+    cgroup2: &Cgroup2,
     foreign: &[PathBuf],
+    search: &mut Search,
 ) -> Result<Verified, KubeletError> {
+    let mount = cgroup2.mount.as_path();
     let path = match setting {
         KubeletCgroup::Off => return Err(KubeletError::Off),
-        KubeletCgroup::Auto => detect(mount)?,
+        KubeletCgroup::Auto => detect(cgroup2, search, Instant::now())?,
         KubeletCgroup::At(path) => mount.join(path),
     };
     let unreadable = |error: io::Error| KubeletError::Unreadable {
@@ -139,28 +155,65 @@ pub(super) fn find(
     Ok(Verified { path, dir, id })
 }
 
-/// The one usual place that holds a process called kubelet.
-fn detect(mount: &Path) -> Result<PathBuf, KubeletError> {
-    let is_kubelet = |pid: &str| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "kubelet")
-    };
-    let mut found: Vec<&str> = USUAL
+/// The one cgroup with a kubelet: a usual one, or, where none of them has one, any.
+fn detect(cgroup2: &Cgroup2, search: &mut Search, now: Instant) -> Result<PathBuf, KubeletError> {
+    let usual = USUAL.map(|place| cgroup2.mount.join(place));
+    let mut found: BTreeSet<PathBuf> = usual
         .into_iter()
-        .filter(|place| {
-            let procs = fs::read_to_string(mount.join(place).join("cgroup.procs")).unwrap_or_default();
-            procs.lines().any(is_kubelet)
-        })
+        .chain(search.found.iter().cloned())
+        .filter(|place| has_kubelet(place))
         .collect();
-    match (found.pop(), found.is_empty()) {
+    if found.is_empty() {
+        let is_due = search
+            .last
+            .is_none_or(|last| now.saturating_duration_since(last) >= SEARCH);
+        if is_due {
+            search.last = Some(now);
+            search.found = among_all(cgroup2);
+        }
+        found.extend(search.found.iter().cloned());
+    }
+    match (found.pop_first(), found.is_empty()) {
         (None, _) => Err(KubeletError::NotFound),
-        (Some(place), true) => Ok(mount.join(place)),
+        (Some(place), true) => Ok(place),
         (Some(place), false) => {
-            found.push(place);
-            Err(KubeletError::Ambiguous(
-                found.into_iter().map(str::to_owned).collect(),
-            ))
+            found.insert(place);
+            let shown = |place: PathBuf| place.display().to_string();
+            Err(KubeletError::Ambiguous(found.into_iter().map(shown).collect()))
         }
     }
+}
+
+fn is_named(pid: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| NAMES.contains(&name.trim()))
+}
+
+fn has_kubelet(cgroup: &Path) -> bool {
+    let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().any(is_named)
+}
+
+/// The cgroups of all processes that may be kubelets. Anybody may call a process so: only root's count, in the host's namespaces, and
+/// outside of what runtimes make for containers.
+fn among_all(cgroup2: &Cgroup2) -> BTreeSet<PathBuf> {
+    let (Ok(host), Ok(processes)) = (Host::own(), fs::read_dir("/proc")) else {
+        return BTreeSet::new();
+    };
+    let names = processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    let pids = names.filter(|name| name.bytes().all(|digit| digit.is_ascii_digit()));
+    let place = |pid: String| {
+        let is_roots = || fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == 0);
+        if !is_named(&pid) || !is_roots() || Host::of(&pid).ok()? != host {
+            return None;
+        }
+        let cgroup = cgroup2.of_process(pid.parse().ok()?)?;
+        let below = cgroup.strip_prefix(&cgroup2.mount).ok()?;
+        let is_outside = !below.iter().any(|part| is_containers(&part.to_string_lossy()));
+        is_outside.then_some(cgroup)
+    };
+    pids.filter_map(place).collect()
 }
 
 /// Looks at a cgroup and all below it; returns how many processes are there.
@@ -257,8 +310,16 @@ mod tests {
         fs::write(path.join("cgroup.procs"), procs).unwrap();
     }
 
+    /// All processes have been looked at: those of this machine are not these tests' affair.
+    fn nowhere() -> Search {
+        Search {
+            last: Some(Instant::now()),
+            ..Search::default()
+        }
+    }
+
     fn refused(setting: &KubeletCgroup, root: &Path) -> KubeletError {
-        find(setting, root, &[]).unwrap_err()
+        find(setting, &Cgroup2::at(root), &[], &mut nowhere()).unwrap_err()
     }
 
     #[test]
@@ -268,7 +329,7 @@ mod tests {
         let at = |path: &str| KubeletCgroup::At(path.into());
         place(root.path(), "good", &own);
         place(root.path(), "good/child", &own);
-        let found = find(&at("good"), root.path(), &[]).unwrap();
+        let found = find(&at("good"), &Cgroup2::at(root.path()), &[], &mut nowhere()).unwrap();
         assert!(found.path.ends_with("good"));
         place(root.path(), "empty", "");
         assert!(
@@ -295,7 +356,7 @@ mod tests {
         ));
         assert!(refused(&at("/"), root.path()).to_string().contains("not below"));
         let pod = root.path().canonicalize().unwrap().join("good/child");
-        assert!(find(&at("good"), root.path(), &[pod]).is_err());
+        assert!(find(&at("good"), &Cgroup2::at(root.path()), &[pod], &mut nowhere()).is_err());
         assert_eq!(refused(&KubeletCgroup::Off, root.path()), KubeletError::Off);
     }
 
@@ -318,12 +379,27 @@ mod tests {
             std::thread::yield_now();
         }
         place(root.path(), USUAL[0], &pid);
-        let one = find(&KubeletCgroup::Auto, root.path(), &[]).map(|found| found.path);
+        let auto = |search: &mut Search| find(&KubeletCgroup::Auto, &Cgroup2::at(root.path()), &[], search);
+        let one = auto(&mut nowhere()).map(|found| found.path);
+        // Where a search has found one, that place counts for as long as it has one.
+        place(root.path(), USUAL[0], "");
+        place(root.path(), "node/kubelet", &pid);
+        let mut elsewhere = Search {
+            found: [root.path().join("node/kubelet")].into(),
+            ..nowhere()
+        };
+        let apart = auto(&mut elsewhere).map(|found| found.path);
+        place(root.path(), "node/kubelet", "");
+        elsewhere.found.clear();
+        let gone = auto(&mut elsewhere).unwrap_err();
+        place(root.path(), USUAL[0], &pid);
         place(root.path(), USUAL[1], &pid);
         let two = refused(&KubeletCgroup::Auto, root.path());
         kubelet.kill().unwrap();
         kubelet.wait().unwrap();
         assert!(one.unwrap().ends_with(USUAL[0]));
+        assert!(apart.unwrap().ends_with("node/kubelet"));
+        assert_eq!(gone, KubeletError::NotFound);
         assert!(matches!(two, KubeletError::Ambiguous(places) if places.len() == 2));
     }
 }

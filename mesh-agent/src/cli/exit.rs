@@ -56,9 +56,10 @@ executed; 127 there is no such command.";
 /// For `meshctl --help`.
 pub const CTL_CODES: &str = "\
 Exit codes:
-  0  answered; for `check`: nothing failed
-  1  the agent refused, or its answer is not understood
+  0  answered; for `check`: nothing failed; for `analyze`: no errors
+  1  the agent refused, or its answer is not understood; for `analyze`: there are errors (with --strict: or warnings)
   2  the command line does not parse
+  3  the documents or settings for `analyze` cannot be read
   7  no agent answers on the socket
   8  a check failed";
 

@@ -12,10 +12,14 @@ use thiserror::Error;
 
 use super::exit::{CTL_CODES, Exit};
 use super::render;
+
+mod analyze;
+
 use crate::admin::client::{Client, ClientError, connections_target, explain_target, older_target};
 use crate::admin::document::{BpfLogWanted, Check, Checks, ConnectionFilter, ExplainQuery, Level, Status};
 use crate::admin::{DEFAULT_SOCKET, host};
 use crate::capture::CaptureOptions;
+pub use analyze::AnalyzeArgs;
 
 /// Shows what the mesh agent of this node does.
 #[derive(Debug, Parser)]
@@ -73,6 +77,8 @@ pub enum Command {
     Bpf(BpfArgs),
     /// Rejected documents with file, line and column; unknown fields, conflicts, and what is ignored.
     Config,
+    /// What is wrong with manifests (-f), or with the documents of the running agent: findings with codes, places and advice.
+    Analyze(AnalyzeArgs),
 }
 
 /// Whose readiness counts.
@@ -177,6 +183,10 @@ enum CtlError {
         #[source]
         source: std::io::Error,
     },
+    #[error("{0}")]
+    Documents(#[from] crate::sources::ReadError),
+    #[error("{0}")]
+    Settings(#[from] crate::settings::SettingsError),
     #[error("cannot print: {0}")]
     Print(#[from] std::io::Error),
     #[error("cannot print as JSON: {0}")]
@@ -193,6 +203,7 @@ impl CtlError {
                 | ClientError::Io { .. },
             )
             | CtlError::Timeout { .. } => Exit::NoAgent,
+            CtlError::Documents(_) | CtlError::Settings(_) => Exit::Settings,
             // Whoever read our output has seen enough, as with `| head`.
             CtlError::Print(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Success,
             _ => Exit::Failure,
@@ -222,6 +233,7 @@ async fn show(cli: &Cli) -> Result<Exit, CtlError> {
     let text = match &cli.command {
         Command::Check => return ask.check().await,
         Command::Ready(args) => return ask.ready(args.own).await,
+        Command::Analyze(args) => return ask.analyze(args).await,
         Command::Status => ask.shown("/status", render::status).await?,
         Command::Workloads => ask.shown("/workloads", render::workloads).await?,
         Command::Connections(args) => {

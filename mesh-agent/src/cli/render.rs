@@ -1,5 +1,6 @@
 //! The documents of the admin API as tables for people, at most [`WIDTH`] columns wide. Pure.
 
+mod analysis;
 mod config;
 mod kernel;
 mod policy;
@@ -12,6 +13,7 @@ use crate::admin::document::{
     Workloads,
 };
 
+pub(super) use analysis::analysis;
 pub(super) use config::config;
 pub(super) use kernel::{bpf, bpf_events, bpf_log};
 pub(super) use policy::{explanation, policies, readiness, refusals, services};
@@ -118,6 +120,18 @@ pub(super) fn status(status: &Status) -> String {
             pods.captured, pods.enrolled, pods.failed
         ),
     );
+    for other in &status.other_meshes {
+        row(
+            "Other mesh",
+            format!("{} runs on this node (Pod {})", other.part, other.pod),
+        );
+    }
+    if pods.left > 0 {
+        row(
+            "",
+            format!("{} pods are left to it: their label is Istio's", pods.left),
+        );
+    }
     if let Some(runtime) = &status.container_runtime {
         row("Runtime", runtime.detail.clone());
     }
@@ -228,7 +242,10 @@ fn reasons(workloads: &[WorkloadEntry]) -> String {
             Some(format!("{}/{} {what}: {why}\n", w.namespace, w.name))
         };
         [
-            say("is refused", &w.enrolment_reason),
+            match w.enrolment {
+                EnrolmentState::NotEnrolled => say("is not enrolled", &w.enrolment_reason),
+                _ => say("is refused", &w.enrolment_reason),
+            },
             say("is not captured", &w.capture_reason),
         ]
     });

@@ -201,7 +201,7 @@ impl Desk {
             let why = match workload.map(|workload| (&workload.enrolment, workload)) {
                 None if snapshot.version() == 0 => "its configuration is not complete yet".to_owned(),
                 None => "it has not heard of the pod from the API server yet".to_owned(),
-                Some((Enrolment::NotEnrolled | Enrolment::Refused(_), _)) => {
+                Some((Enrolment::NotEnrolled | Enrolment::Left(_) | Enrolment::Refused(_), _)) => {
                     if announced.is_some() {
                         self.announced.withdraw(&call.container);
                     }

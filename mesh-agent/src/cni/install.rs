@@ -284,6 +284,7 @@ pub async fn keep(installation: Installation, snapshots: Arc<SnapshotCell>, stop
         let pass = move || {
             let table = (snapshot.version() > 0).then(|| Table {
                 namespaces: snapshot.namespaces().clone(),
+                istio_label_left: snapshot.istio_label_left(),
             });
             let written = match table {
                 Some(table) if before.as_ref() != Some(&table) => installation.write(table),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use mesh_core::snapshot::MeshSettings;
+use mesh_core::snapshot::{IstioLabel, MeshSettings};
 use serde_json::Value;
 
 use super::call::{self, Command, Configuration, Fault};
@@ -199,7 +199,7 @@ fn elsewhere(configuration: &Configuration, pod: &PodName) -> Standing {
         None => Err("no API server to ask".to_owned()),
     };
     match asked {
-        Ok((document, namespace)) => match settings() {
+        Ok((document, namespace)) => match settings(configuration.entry.table.as_deref()) {
             Some(settings) => verdict::by_documents(settings, document.as_bytes(), namespace.as_bytes(), pod),
             None => Standing::Unknown("its identity cannot be made".to_owned()),
         },
@@ -217,14 +217,19 @@ fn table(path: Option<&Path>) -> Option<Table> {
     Table::read(path?).ok()
 }
 
-/// Whether a pod is enrolled depends on none of these.
-fn settings() -> Option<MeshSettings> {
+/// Whether a pod is enrolled depends on the last of these alone: whose Istio's label is here, as the agent knew it.
+fn settings(known: Option<&Path>) -> Option<MeshSettings> {
+    let left = table(known).is_some_and(|table| table.istio_label_left);
     Some(MeshSettings {
         node_name: String::new(),
         trust_domain: "cluster.local".parse().ok()?,
         trust_domain_aliases: Vec::new(),
         root_namespace: String::new(),
         cluster_domain: String::new(),
+        istio_label: match left {
+            true => IstioLabel::Leave,
+            false => IstioLabel::Enrol,
+        },
     })
 }
 

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Table {
     pub(super) namespaces: BTreeMap<String, NamespaceStanding>,
+    /// Label `istio.io/dataplane-mode` is left to Istio on this node.
+    #[serde(default)]
+    pub(super) istio_label_left: bool,
 }
 
 impl Table {
@@ -65,6 +68,7 @@ mod tests {
         };
         let table = Table {
             namespaces: [("shop".to_owned(), standing)].into(),
+            istio_label_left: true,
         };
         table.write(&path).unwrap();
         assert_eq!(Table::read(&path).unwrap(), table);

@@ -49,7 +49,7 @@ pub(super) fn by_documents(
         Some(workload) => match workload.enrolment {
             Enrolment::Enrolled => Standing::Enrolled,
             // What is asked for and refused is not captured by the agent either, and shown as such.
-            Enrolment::NotEnrolled | Enrolment::Refused(_) => Standing::NotEnrolled,
+            Enrolment::NotEnrolled | Enrolment::Left(_) | Enrolment::Refused(_) => Standing::NotEnrolled,
         },
         None => Standing::Unknown("the API server's answer is no pod that could run".to_owned()),
     }
@@ -72,7 +72,7 @@ pub(super) fn by_table(table: &Table, asked: &PodName) -> Standing {
 
 #[cfg(test)]
 mod tests {
-    use mesh_core::snapshot::NamespaceStanding;
+    use mesh_core::snapshot::{IstioLabel, NamespaceStanding};
 
     use super::*;
 
@@ -83,6 +83,7 @@ mod tests {
             trust_domain_aliases: Vec::new(),
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
+            istio_label: Default::default(),
         }
     }
 
@@ -117,6 +118,22 @@ mod tests {
     }
 
     #[test]
+    fn istios_label_enrols_unless_the_agent_has_left_it_to_istio() {
+        let pod = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"order","namespace":"shop","labels":{"istio.io/dataplane-mode":"ambient"}},"spec":{"nodeName":"n1"}}"#;
+        let namespace = br#"{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"shop"}}"#;
+        for (istio_label, expected) in [
+            (IstioLabel::Enrol, Standing::Enrolled),
+            (IstioLabel::Leave, Standing::NotEnrolled),
+        ] {
+            let settings = MeshSettings {
+                istio_label,
+                ..settings()
+            };
+            assert_eq!(by_documents(settings, pod, namespace, &asked(None)), expected);
+        }
+    }
+
+    #[test]
     fn what_the_documents_do_not_show_is_unknown() {
         let unknown = |standing: Standing| matches!(standing, Standing::Unknown(_));
         assert!(unknown(documents("{}", "{}", Some("another"))));
@@ -137,7 +154,13 @@ mod tests {
                 .map(|standing| ("shop".to_owned(), standing))
                 .into_iter()
                 .collect();
-            by_table(&Table { namespaces }, &asked(None))
+            by_table(
+                &Table {
+                    namespaces,
+                    istio_label_left: false,
+                },
+                &asked(None),
+            )
         };
         assert_eq!(by(Some(standing(true, false))), Standing::Enrolled);
         assert_eq!(by(Some(standing(true, true))), Standing::Enrolled);

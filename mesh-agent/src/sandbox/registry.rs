@@ -383,6 +383,7 @@ mod tests {
             trust_domain_aliases: vec![],
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
+            istio_label: Default::default(),
         };
         let snapshot = Snapshot::from_yaml(settings, &documents(&record("order"), &about(&labels)));
         assert_eq!(snapshot.diagnostics().rejections, []);

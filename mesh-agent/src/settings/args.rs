@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{DaemonSet, ExclusionKind, LogFormat, OnStop, PodPlacement, parse_duration, parse_size};
+use super::{
+    DaemonSet, ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, parse_duration, parse_size,
+};
 
 /// Settings as flags; each has an environment variable, and nearly each a key in the settings file.
 #[derive(Args, Clone, Debug, Default)]
@@ -85,6 +87,11 @@ pub struct SettingsArgs {
     /// Suffix of service host names, name.namespace.svc.DOMAIN [default: cluster.local; file: clusterDomain]
     #[arg(long, env = "MESH_AGENT_CLUSTER_DOMAIN", value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
+
+    /// Whose the label istio.io/dataplane-mode is. auto: left to Istio on nodes on which its istio-cni or ztunnel runs; enrol: it enrols here;
+    /// leave: it means nothing here. Alike on all nodes [default: auto; file: istioLabel]
+    #[arg(long, env = "MESH_AGENT_ISTIO_LABEL", value_name = "WHOSE")]
+    pub istio_label: Option<IstioLabel>,
 
     /// How long workload certificates are valid, such as 24h or 10s; renewed at half of it [default: 24h; file: certificateLifetime]
     #[arg(long, env = "MESH_AGENT_CERTIFICATE_LIFETIME", value_name = "DURATION", value_parser = parse_duration)]

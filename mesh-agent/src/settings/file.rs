@@ -8,7 +8,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::discovery::Pods;
-use super::{DaemonSet, ExclusionKind, LogFormat, OnStop, PodPlacement, SettingsError, cni, duration, size};
+use super::{
+    DaemonSet, ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, SettingsError, cni, duration, size,
+};
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -27,6 +29,7 @@ pub(super) struct File {
     /// MeshConfig.
     pub(super) root_namespace: Option<String>,
     pub(super) cluster_domain: Option<String>,
+    pub(super) istio_label: Option<IstioLabel>,
     #[serde(default, deserialize_with = "duration::deserialize")]
     pub(super) certificate_lifetime: Option<Duration>,
     pub(super) metrics_address: Option<SocketAddr>,

@@ -32,7 +32,7 @@ pub use kubernetes::{DaemonSet, Kubernetes, PodPlacement};
 pub use passes::{ExclusionKind, KubeletCgroup};
 pub use ranges::{Half, RangeError, SandboxRanges};
 pub use size::{parse_size, show_size};
-pub use words::{AccessLog, LogFormat, OnStop};
+pub use words::{AccessLog, IstioLabel, LogFormat, OnStop};
 
 /// Shortest certificate lifetime: below it, rotation at half-life would not keep up with clock differences.
 const MIN_LIFETIME: Duration = Duration::from_secs(2);
@@ -102,6 +102,8 @@ pub struct Settings {
     pub root_namespace: String,
     /// Suffix of service host names.
     pub cluster_domain: String,
+    /// Whose the label `istio.io/dataplane-mode` is.
+    pub istio_label: IstioLabel,
     /// How long a workload's certificate is valid; it is renewed at half of that.
     pub certificate_lifetime: Duration,
     /// Worker threads, 1 to 8.
@@ -181,6 +183,7 @@ impl Settings {
             trust_domain_aliases: self.trust_domain_aliases.clone(),
             root_namespace: self.root_namespace.clone(),
             cluster_domain: self.cluster_domain.clone(),
+            istio_label: self.istio_label.into(),
         }
     }
 
@@ -266,6 +269,7 @@ impl Settings {
                 .cluster_domain
                 .or(file.cluster_domain)
                 .unwrap_or_else(|| "cluster.local".into()),
+            istio_label: args.istio_label.or(file.istio_label).unwrap_or_default(),
             certificate_lifetime: args
                 .certificate_lifetime
                 .or(file.certificate_lifetime)

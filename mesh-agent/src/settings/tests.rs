@@ -60,6 +60,7 @@ tcpKeepalive: {time: 30s, probes: 3}
 idleTimeout: 1h
 workloadBudget: {connections: 100, bufferedBytes: 8Mi}
 streamWindow: 1Mi
+istioLabel: leave
 ";
     let got = settings(
         &[
@@ -94,6 +95,7 @@ streamWindow: 1Mi
     assert_eq!(got.trust_domain_aliases.len(), 2);
     assert_eq!(got.ca_dir, PathBuf::from("/state/ca"));
     assert_eq!(got.root_namespace, "mesh-root");
+    assert_eq!(got.mesh().istio_label, mesh_core::snapshot::IstioLabel::Leave);
     assert_eq!(got.certificate_lifetime, Duration::from_secs(5400));
     assert_eq!((got.workers, got.drain), (2, Duration::from_secs(7)));
     assert_eq!(

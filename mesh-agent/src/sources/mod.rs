@@ -8,7 +8,9 @@
 mod files;
 pub mod kubernetes;
 mod ledger;
+mod objects;
 mod publisher;
+mod read;
 mod scan;
 mod status;
 #[cfg(test)]
@@ -24,8 +26,12 @@ use thiserror::Error;
 
 pub use files::FileSource;
 pub use kubernetes::KubernetesSource;
+pub use objects::{AllObjects, Objects, ObjectsError};
 pub use publisher::Publisher;
-pub use status::{FileStatus, KindBoard, KindState, KindStatus, SourceState, SourceStatus, StatusReader};
+pub use read::{Document, ReadError, read_documents};
+pub use status::{
+    FileStatus, KindBoard, KindState, KindStatus, ServerStatus, SourceState, SourceStatus, StatusReader,
+};
 
 /// Why the configuration cannot be watched at all.
 #[derive(Debug, Error)]

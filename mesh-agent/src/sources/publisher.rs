@@ -11,6 +11,7 @@ use mesh_core::manifest::{Accepted, Notice, NoticeKind, Rejection};
 use mesh_core::model::ObjectRef;
 use mesh_core::snapshot::{Builder, Diagnostics, MeshSettings, Snapshot};
 
+use super::objects::{AllObjects, Objects};
 use super::status::Standing;
 use super::{
     Changes, ConfigurationSource, Held, KindBoard, Report, ReportSink, RunningSource, SourceError,
@@ -32,6 +33,8 @@ pub(super) enum Message {
     Report { source: usize, report: Report },
     /// What is different in a source.
     Changes { source: usize, changes: Changes },
+    /// Somebody wants to know all that is held.
+    Tell(mpsc::Sender<Option<AllObjects>>),
     /// The agent goes.
     Stop,
 }
@@ -112,6 +115,11 @@ impl Publisher {
     /// Has all sources look for changes at once.
     pub fn look_now(&self) {
         self.sources.iter().for_each(|source| source.look_now());
+    }
+
+    /// Who knows all objects behind the snapshots.
+    pub fn objects(&self) -> Objects {
+        Objects::new(self.sender.clone())
     }
 
     /// What `meshctl` shows of the configuration.
@@ -236,6 +244,14 @@ impl Holding {
         reported.chain(self.objects.get(name).and_then(|held| held.accepted.as_ref()))
     }
 
+    /// All objects in force, in order of precedence; of one precedence, by name.
+    fn accepted(&self) -> impl Iterator<Item = &Accepted> {
+        let mut objects: Vec<_> = self.objects.iter().collect();
+        objects.sort_by_key(|(name, _)| *name);
+        let objects = objects.into_iter().filter_map(|(_, held)| held.accepted.as_ref());
+        self.report.accepted.iter().chain(objects)
+    }
+
     fn rejections(&self) -> impl Iterator<Item = &Rejection> {
         let held = self.rejected.iter().filter_map(|name| self.objects.get(name));
         let held = held.filter_map(|held| held.rejection.as_deref());
@@ -314,17 +330,17 @@ impl State {
 
     /// Takes over a message. `false` to stop.
     fn take(&mut self, message: Message) -> bool {
-        let different = &mut self.different;
         match message {
             Message::Stop => return false,
+            Message::Tell(to) => drop(to.send(self.held())),
             Message::Report { source, report } => {
                 if let Some(holding) = self.sources.get_mut(source) {
-                    holding.replace(report, different);
+                    holding.replace(report, &mut self.different);
                 }
             }
             Message::Changes { source, changes } => {
                 if let Some(holding) = self.sources.get_mut(source) {
-                    holding.change(changes, different);
+                    holding.change(changes, &mut self.different);
                 }
             }
         }
@@ -354,15 +370,7 @@ impl State {
             objects, documents, ..
         } = std::mem::take(&mut self.different);
         if documents {
-            self.builder.documents(Diagnostics {
-                rejections: self
-                    .sources
-                    .iter()
-                    .flat_map(Holding::rejections)
-                    .cloned()
-                    .collect(),
-                notices: self.sources.iter().flat_map(Holding::notices).cloned().collect(),
-            });
+            self.builder.documents(self.diagnostics());
         }
         for name in &objects {
             let versions = self.sources.iter().flat_map(|source| source.versions(name));
@@ -374,6 +382,27 @@ impl State {
         made
     }
 
+    /// What was said about documents one by one.
+    fn diagnostics(&self) -> Diagnostics {
+        Diagnostics {
+            rejections: self
+                .sources
+                .iter()
+                .flat_map(Holding::rejections)
+                .cloned()
+                .collect(),
+            notices: self.sources.iter().flat_map(Holding::notices).cloned().collect(),
+        }
+    }
+
+    fn held(&self) -> Option<AllObjects> {
+        let accepted = self.sources.iter().flat_map(Holding::accepted);
+        self.is_complete().then(|| AllObjects {
+            accepted: accepted.cloned().collect(),
+            diagnostics: self.diagnostics(),
+        })
+    }
+
     fn status(&self, snapshot: &Snapshot) -> Standing {
         let source = |holding: &Holding| SourceState {
             name: holding.name.clone(),
@@ -381,6 +410,7 @@ impl State {
             objects: holding.report.accepted.len() + holding.objects.len(),
             files: holding.report.files.clone(),
             kinds: Vec::new(),
+            server: None,
         };
         Standing {
             version: snapshot.version(),

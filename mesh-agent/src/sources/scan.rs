@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime};
 use super::ledger::Outcome;
 
 /// Subdirectories within subdirectories that are followed.
-const DEPTH: usize = 8;
+pub(super) const DEPTH: usize = 8;
 /// Largest file that is read, in bytes.
-const MAX_SIZE: u64 = 64 << 20;
+pub(super) const MAX_SIZE: u64 = 64 << 20;
 /// A file that was touched this shortly before it was read is read again: its stamp may not show a later change.
 const RACY: Duration = Duration::from_secs(2);
 /// How long a file that is suddenly empty is taken for one that is being written.
@@ -204,7 +204,7 @@ fn bytes(path: &Path) -> io::Result<Vec<u8>> {
 
 /// The documents' files in and below `directory`, sorted. Names that begin with a dot are not ours: editors' scratch files, and the
 /// `..data` directories behind the links of a mounted ConfigMap.
-fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
+pub(super) fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_name().as_encoded_bytes().starts_with(b".") {

@@ -37,6 +37,20 @@ pub struct SourceState {
     /// Its kinds, for sources that follow each kind by itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kinds: Vec<KindStatus>,
+    /// The API server that it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerStatus>,
+}
+
+/// An API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Where it is.
+    pub address: String,
+    /// Its version, as it tells it, such as `v1.33.1`; none before it was heard.
+    pub version: Option<String>,
+    /// Why it does not tell.
+    pub problem: Option<String>,
 }
 
 /// How a kind is followed.
@@ -89,6 +103,9 @@ pub struct KindStatus {
     pub errors: BTreeMap<String, u64>,
     /// What is wrong now, and what to do.
     pub problem: Option<String>,
+    /// The reason of that, as in `errors`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 #[derive(Debug)]
@@ -102,6 +119,7 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct KindBoard {
     entries: Arc<Mutex<Vec<Entry>>>,
+    server: Arc<Mutex<Option<ServerStatus>>>,
 }
 
 impl KindBoard {
@@ -118,12 +136,24 @@ impl KindBoard {
                 watch_restarts: 0,
                 errors: BTreeMap::new(),
                 problem: None,
+                reason: None,
             },
             heard: None,
         };
         Self {
             entries: Arc::new(Mutex::new(kinds.into_iter().map(entry).collect())),
+            server: Arc::default(),
         }
+    }
+
+    /// What is known of the server.
+    pub(super) fn set_server(&self, status: ServerStatus) {
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// The server, where one is followed.
+    pub fn server(&self) -> Option<ServerStatus> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changes what is known of the kind in place `index`.
@@ -254,6 +284,11 @@ impl StatusReader {
         self.boards.iter().flat_map(KindBoard::read).collect()
     }
 
+    /// The API servers that are followed.
+    pub fn servers(&self) -> Vec<ServerStatus> {
+        self.boards.iter().filter_map(KindBoard::server).collect()
+    }
+
     pub(super) fn set(&self, standing: Standing, published: SystemTime) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Current { standing, published };
     }
@@ -292,6 +327,7 @@ impl StatusReader {
         drop(current);
         for (source, board) in status.sources.iter_mut().zip(self.boards.iter()) {
             source.kinds = board.read();
+            source.server = board.server();
         }
         status
     }

@@ -22,6 +22,7 @@ fn mesh() -> MeshSettings {
         trust_domain_aliases: Vec::new(),
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     }
 }
 

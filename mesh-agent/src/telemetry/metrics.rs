@@ -5,6 +5,7 @@
 mod cni;
 mod discovery;
 mod kinds;
+mod meshes;
 mod policy;
 
 use std::sync::Arc;
@@ -70,6 +71,10 @@ pub struct Readings {
     pub pods_captured: u64,
     /// Local enrolled pods that are not captured.
     pub pods_failed: u64,
+    /// Local pods that are left to another mesh.
+    pub pods_left: u64,
+    /// Parts of other meshes on this node, by what they are.
+    pub other_meshes: Vec<(&'static str, u64)>,
     /// The BPF maps.
     pub maps: Vec<MapFill>,
     /// What the BPF programs counted.
@@ -164,6 +169,7 @@ impl Collector for Pulled {
         families.extend(kinds::families(&readings.kinds));
         families.extend(agent(&readings));
         families.extend(discovery::families(&readings.discovery));
+        families.extend(meshes::families(&readings));
         families.extend(cni::families(readings.cni.as_ref()));
         families.extend(
             process::read()

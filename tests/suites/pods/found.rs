@@ -1,9 +1,10 @@
 //! Where pods are found: in the layouts of both drivers, behind a prefix, and anywhere in the hierarchy.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{MESH, World, agent_binary, run, wait_for};
+use mesh_tests::harness::{Cgroup, JoinExt, MESH, Proc, World, agent_binary, run, wait_for};
 
 use crate::stage::{KubePod, Layout, SOON, Stage, uid};
 
@@ -250,4 +251,44 @@ fn a_bpffs_that_the_node_lacks_is_mounted_from_within_a_container_and_one_that_i
     assert_eq!(refused.status.code(), Some(4), "{refused:?}");
     assert!(refused.stderr.contains("no bpffs can be mounted"), "{refused:?}");
     Ok(())
+}
+
+/// A process that is called kubelet, in the node's network namespace.
+fn kubelet(stage: &Stage, cgroup: &Cgroup) -> Result<Proc> {
+    let program = stage.world.dir().join("kubelet");
+    if !program.exists() {
+        std::fs::copy("/bin/sleep", &program)?;
+    }
+    let mut command = Command::new(&program);
+    command.arg("600");
+    command.in_cgroup(cgroup)?.in_netns(stage.node.netns())?;
+    Proc::start("kubelet", &mut command, &stage.world.log_dir())
+}
+
+#[test]
+fn a_kubelet_is_found_in_whatever_cgroup_it_has_but_never_in_a_pods() -> Result<()> {
+    let stage = Stage::start()?;
+    let said = |what: &str| -> Result<()> {
+        wait_for(what, Duration::from_secs(40), || {
+            // A table, with its lines broken anywhere.
+            let checks = stage.agent()?.meshctl_text(&["check"])?.stdout;
+            let bare = |text: &str| text.split_whitespace().collect::<String>();
+            if bare(&checks).contains(&bare(what)) {
+                Ok(())
+            } else {
+                bail!("{checks}")
+            }
+        })
+    };
+    // Whoever calls a program so in a pod of the host's network is no kubelet.
+    let pod = stage.node.cgroup().child(&format!("kubepods/pod{}", uid()))?;
+    let cgroup = pod.child("c")?;
+    let _pretender = kubelet(&stage, &cgroup)?;
+    std::thread::sleep(Duration::from_secs(11));
+    said("no kubelet is found")?;
+    let cgroup = stage.node.cgroup().child("services/nodeman")?;
+    let real = kubelet(&stage, &cgroup)?;
+    said("services/nodeman")?;
+    drop(real);
+    said("no kubelet is found")
 }

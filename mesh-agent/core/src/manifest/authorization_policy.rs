@@ -352,7 +352,7 @@ impl Reader<'_> {
     /// An attribute of HTTP.
     fn http(&mut self, field: &str, path: Path) -> Test {
         let why = format!("{field} is an attribute of HTTP, which is not looked at yet");
-        self.unseen(field, path, NoticeKind::Changed, &why)
+        self.unseen(field, path, NoticeKind::HttpAttribute, &why)
     }
 
     fn unknown(&mut self, key: &str, field: &str, path: Path) -> Test {

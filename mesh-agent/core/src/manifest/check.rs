@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::report::{Invalid, NoticeKind, Path, Remarks};
-use crate::model::Wish;
+use crate::model::{Wish, Wishes};
 
 /// Our enrolment label.
 const DATAPLANE: &str = "mesh-agent.io/dataplane";
@@ -100,9 +100,11 @@ pub(super) fn is_tcp(protocol: Option<&str>) -> bool {
     protocol.is_none_or(|protocol| protocol.eq_ignore_ascii_case("TCP") || protocol.is_empty())
 }
 
-/// What enrolment labels ask for; ours wins over Istio's.
-pub(super) fn wish(labels: Option<&BTreeMap<String, String>>, remarks: &mut Remarks) -> Option<Wish> {
-    let labels = labels?;
+/// What enrolment labels ask for.
+pub(super) fn wishes(labels: Option<&BTreeMap<String, String>>, remarks: &mut Remarks) -> Wishes {
+    let Some(labels) = labels else {
+        return Wishes::default();
+    };
     let mut read = |label: &str, enabled: &str, disabled: &str| {
         let value = labels.get(label)?;
         if value == enabled {
@@ -118,9 +120,10 @@ pub(super) fn wish(labels: Option<&BTreeMap<String, String>>, remarks: &mut Rema
         );
         None
     };
-    let ours = read(DATAPLANE, "enabled", "disabled");
-    let istio = read(DATAPLANE_MODE, "ambient", "none");
-    ours.or(istio)
+    Wishes {
+        ours: read(DATAPLANE, "enabled", "disabled"),
+        istio: read(DATAPLANE_MODE, "ambient", "none"),
+    }
 }
 
 #[cfg(test)]
@@ -189,7 +192,11 @@ mod tests {
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect();
             let mut remarks = Remarks::default();
-            assert_eq!(wish(Some(&labels), &mut remarks), *expected, "{labels:?}");
+            assert_eq!(
+                wishes(Some(&labels), &mut remarks).wish(true),
+                *expected,
+                "{labels:?}"
+            );
             assert_eq!(remarks.0.len(), *remarked, "{labels:?}");
         }
     }

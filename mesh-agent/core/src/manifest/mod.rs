@@ -8,6 +8,7 @@ mod check;
 mod decode;
 mod exclusions;
 mod kinds;
+mod locate;
 mod peer_authentication;
 mod pod;
 mod positions;
@@ -15,6 +16,7 @@ mod probes;
 mod report;
 mod service;
 mod split;
+mod templates;
 #[cfg(test)]
 mod tests;
 
@@ -30,10 +32,12 @@ use split::Document;
 pub use authorization_policy::{Document as AuthorizationPolicyDocument, authorization_policy};
 pub(crate) use check::special;
 pub use kinds::{KINDS, Kind};
+pub use locate::Locator;
 pub use peer_authentication::{Document as PeerAuthenticationDocument, peer_authentication};
 pub use pod::{PLACEMENT, namespace, node, pod};
 pub use report::{Invalid, Notice, NoticeKind, Origin, Path, Rejection, Remarks, Step};
 pub use service::{endpoint_slice, service};
+pub use templates::Template;
 
 /// Unknown fields of one document that are named one by one; of more, only the number is told.
 const NAMED_FIELDS: usize = 32;
@@ -64,9 +68,20 @@ pub struct Contents {
 
 /// Reads the documents of `bytes`. `file` is the name to use in messages.
 pub fn parse(file: &str, bytes: &[u8]) -> Contents {
+    read(file, bytes, None).0
+}
+
+/// Reads the documents of `bytes`, and the pods that documents of other kinds, such as Deployments, make: of these no more is said than
+/// of pods.
+pub fn parse_with_templates(file: &str, bytes: &[u8]) -> (Contents, Vec<Template>) {
+    read(file, bytes, Some(Vec::new()))
+}
+
+fn read(file: &str, bytes: &[u8], templates: Option<Vec<Template>>) -> (Contents, Vec<Template>) {
     let mut reader = Reader {
         file: file.into(),
         contents: Contents::default(),
+        templates,
     };
     match std::str::from_utf8(bytes) {
         Ok(text) => split::documents(text)
@@ -79,13 +94,15 @@ pub fn parse(file: &str, bytes: &[u8]) -> Contents {
             reader.reject((line, column), None, "the file is not UTF-8 text".to_owned());
         }
     }
-    reader.contents
+    (reader.contents, reader.templates.unwrap_or_default())
 }
 
 /// Collects the contents of one file.
 struct Reader {
     file: Arc<str>,
     contents: Contents,
+    /// Where they are asked for.
+    templates: Option<Vec<Template>>,
 }
 
 /// A document that could be read, with the places of its values once somebody asks for them.
@@ -147,6 +164,7 @@ impl Reader {
             return;
         }
         match decode::object(&head, value) {
+            Decoded::UnknownKind if self.template(places, &at, &head, value) => {}
             Decoded::UnknownKind => self.unknown_kind(places, &at, &head),
             Decoded::Rejected(invalid) => {
                 let position = places.find(&at, &invalid.path);
@@ -174,7 +192,10 @@ impl Reader {
         let notice = Notice {
             origin: Some(self.origin(line, column)),
             object: head.object(),
-            kind: NoticeKind::UnknownKind,
+            kind: match Kind::is_of_meshes(&head.api_version, &head.kind) {
+                true => NoticeKind::KindWithoutEffect,
+                false => NoticeKind::UnknownKind,
+            },
             message: format!(
                 "{} {} is a kind that this agent does not know: the document has no effect",
                 head.api_version, head.kind

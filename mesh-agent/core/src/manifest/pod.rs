@@ -24,7 +24,7 @@ const SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 pub fn namespace(document: &core::Namespace, remarks: &mut Remarks) -> Result<Namespace, Invalid> {
     Ok(Namespace {
         name: check::name(&document.metadata)?,
-        wish: check::wish(document.metadata.labels.as_ref(), remarks),
+        wishes: check::wishes(document.metadata.labels.as_ref(), remarks),
     })
 }
 
@@ -74,7 +74,7 @@ pub fn pod(document: &core::Pod, remarks: &mut Remarks) -> Result<Pod, Invalid> 
         host_network: spec.and_then(|s| s.host_network).unwrap_or(false),
         ports: named_ports(spec, remarks)?.into(),
         labels: meta.labels.clone().unwrap_or_default().into(),
-        wish: check::wish(meta.labels.as_ref(), remarks),
+        wishes: check::wishes(meta.labels.as_ref(), remarks),
         obstacle: obstacle(document),
         ready: is_ready(status),
         terminating: meta.deletion_timestamp.is_some(),

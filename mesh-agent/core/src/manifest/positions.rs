@@ -80,7 +80,26 @@ impl Positions {
 
     /// Where the value at `path` stands, or the nearest value around it that is there.
     pub(super) fn find(&self, path: &Path) -> Option<Position> {
-        let mut node = self.root.as_ref()?;
+        Some(self.root.as_ref()?.find(path))
+    }
+
+    /// As [`Self::find`], from the outermost value that stands at `from`.
+    pub(super) fn find_below(&self, from: Position, path: &Path) -> Option<Position> {
+        let mut open: Vec<&Node> = self.root.iter().collect();
+        while let Some(node) = open.pop() {
+            if node.at == from {
+                return Some(node.find(path));
+            }
+            open.extend(node.keys.values().chain(&node.elements));
+        }
+        None
+    }
+}
+
+impl Node {
+    /// Where the value at `path` stands, or the nearest value around it that is there.
+    fn find(&self, path: &Path) -> Position {
+        let mut node = self;
         for step in &path.0 {
             let next = match step {
                 Step::Key(key) => node.keys.get(key),
@@ -94,7 +113,7 @@ impl Positions {
                 None => break,
             }
         }
-        Some(node.at)
+        node.at
     }
 }
 
@@ -161,6 +180,15 @@ mod tests {
         ] {
             assert_eq!(positions.find(&Path::of(path)), Some(expected), "{path}");
         }
+    }
+
+    #[test]
+    fn a_value_is_found_from_where_the_object_around_it_begins() {
+        let positions = Positions::read("kind: List\nitems:\n- a: 1\n  b: 2\n- a: 3\n");
+        assert_eq!(positions.find_below((3, 3), &Path::of("b")), Some((4, 3)));
+        assert_eq!(positions.find_below((5, 3), &Path::of("b")), Some((5, 3)));
+        assert_eq!(positions.find_below((1, 1), &Path::of("items.1.a")), Some((5, 3)));
+        assert_eq!(positions.find_below((9, 1), &Path::of("a")), None);
     }
 
     #[test]

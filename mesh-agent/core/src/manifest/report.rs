@@ -54,6 +54,8 @@ impl fmt::Display for Rejection {
 pub enum NoticeKind {
     /// A kind that this agent does not know: the document has no effect.
     UnknownKind,
+    /// A kind by which meshes are configured, and that this agent does not know: what it asks for does not happen.
+    KindWithoutEffect,
     /// A field that this agent does not know: it has no effect.
     UnknownField,
     /// Something known that is not applied here.
@@ -62,6 +64,8 @@ pub enum NoticeKind {
     Conflict,
     /// Applied, but as something else than what was written.
     Changed,
+    /// An attribute of HTTP in a policy: it is not looked at, and its rule is judged on the safe side.
+    HttpAttribute,
 }
 
 /// Something a person should know about an accepted document.

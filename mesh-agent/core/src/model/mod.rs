@@ -17,7 +17,7 @@ pub use identity::{IdentityError, SpiffeId, TrustDomain};
 pub use mtls::{MtlsMode, PeerAuthentication, Scope};
 pub use object::{
     EndpointSlice, IpFamily, Namespace, Node, Object, ObjectRef, Pod, PortSpec, ServiceSpec, SliceEndpoint,
-    TargetPort, Wish,
+    TargetPort, Wish, Wishes,
 };
 pub use service::{Distribution, Endpoint, ExternalAddress, ExternalKind, Service, ServicePort, ServiceRef};
 pub(crate) use sharing::Pool;

@@ -90,13 +90,29 @@ pub enum Wish {
     Disabled,
 }
 
+/// What each of an object's enrolment labels says; `None` where it says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Wishes {
+    /// `mesh-agent.io/dataplane`.
+    pub ours: Option<Wish>,
+    /// `istio.io/dataplane-mode`.
+    pub istio: Option<Wish>,
+}
+
+impl Wishes {
+    /// What they come to: ours wins over Istio's, which counts only `with_istio`.
+    pub fn wish(self, with_istio: bool) -> Option<Wish> {
+        self.ours.or(self.istio.filter(|_| with_istio))
+    }
+}
+
 /// A Namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: String,
-    /// What its labels ask for; `None` where they say nothing.
-    pub wish: Option<Wish>,
+    /// What its labels ask for.
+    pub wishes: Wishes,
 }
 
 /// A Node: of it, only where it stands and what leads to it.
@@ -133,8 +149,8 @@ pub struct Pod {
     pub ports: Arc<BTreeMap<String, u16>>,
     /// `metadata.labels`.
     pub labels: Arc<BTreeMap<String, String>>,
-    /// What its labels ask for; `None` leaves it to its namespace.
-    pub wish: Option<Wish>,
+    /// What its labels ask for; where they say nothing, it is left to its namespace.
+    pub wishes: Wishes,
     /// Why it cannot be captured, whatever the labels say; `None` where it can.
     pub obstacle: Option<String>,
     /// Its `Ready` condition; true where it has no conditions.

@@ -49,6 +49,8 @@ pub enum Enrolment {
     Enrolled,
     /// Nobody asked for it.
     NotEnrolled,
+    /// It was asked for by a label that is left to another mesh on its node, for this reason.
+    Left(String),
     /// It was asked for and is refused, for this reason: capture would be a pretence.
     Refused(String),
 }

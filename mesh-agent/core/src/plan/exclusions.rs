@@ -21,6 +21,18 @@ pub struct AllowedExclusions {
     pub inbound_when_down: bool,
 }
 
+impl AllowedExclusions {
+    /// All of them.
+    pub fn all() -> Self {
+        Self {
+            outbound_ports: true,
+            outbound_cidrs: true,
+            inbound_ports: true,
+            inbound_when_down: true,
+        }
+    }
+}
+
 /// An exclusion that is not granted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RefusedExclusion {

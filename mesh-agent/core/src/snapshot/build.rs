@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::addresses::Claims;
 use super::endpoints::Sources;
 use super::fronts::{self, Fronts};
+use super::meshes::Meshes;
 use super::mtls::{EffectiveMtls, Remark};
 use super::remarks::{Remarks, Topic};
 use super::spaces::Space;
@@ -22,8 +23,8 @@ use super::{Diagnostics, Member, MeshSettings, Snapshot};
 use crate::authz::Applicable;
 use crate::manifest::{Accepted, NoticeKind, Origin};
 use crate::model::{
-    Enrolment, IdentityError, Object, ObjectRef, Pod, Pool, Service, ServiceRef, SpiffeId, Wish, Workload,
-    WorkloadUid,
+    Enrolment, IdentityError, Object, ObjectRef, Pod, Pool, Service, ServiceRef, SpiffeId, Wish, Wishes,
+    Workload, WorkloadUid,
 };
 
 impl Snapshot {
@@ -71,6 +72,7 @@ pub struct Builder {
     claims: Claims,
     fronts: Fronts,
     zones: Zones,
+    meshes: Meshes,
     /// Addresses that enrolled workloads claim.
     meshed: HashSet<IpAddr>,
     /// The services with endpoints at an address, sorted by name.
@@ -108,7 +110,9 @@ struct Stale {
     /// Addresses of endpoints.
     ends: BTreeSet<IpAddr>,
     enrolled: BTreeSet<IpAddr>,
-    /// Namespaces that may be empty.
+    /// What other meshes there are on this node.
+    meshes: bool,
+    /// Namespaces that may stand otherwise, or be empty.
     spaces: BTreeSet<Arc<str>>,
 }
 
@@ -116,6 +120,7 @@ impl Builder {
     /// Of no objects.
     pub fn new(settings: MeshSettings) -> Self {
         Self {
+            meshes: Meshes::new(&settings),
             made: Snapshot::empty(settings),
             objects: HashMap::new(),
             spaces: BTreeMap::new(),
@@ -171,6 +176,7 @@ impl Builder {
 
     /// The snapshot of the objects as they are now, and whether that says anything else than the one before it.
     pub fn next(&mut self, version: u64) -> (Snapshot, bool) {
+        self.show_meshes();
         self.sort_policies();
         self.make_workloads();
         self.select();
@@ -198,6 +204,16 @@ impl Builder {
 
     fn space(&mut self, name: &str) -> &mut Space {
         self.spaces.entry(name.into()).or_default()
+    }
+
+    /// Whether Istio's label counts on this node says where all namespaces stand.
+    fn show_meshes(&mut self) {
+        if mem::take(&mut self.stale.meshes) {
+            let node = self.made.settings.node_name.as_str();
+            self.made.other_meshes = self.meshes.on(node).into();
+            self.remarks.set(Topic::Meshes, self.meshes.remarks(node));
+            self.stale.spaces.extend(self.spaces.keys().cloned());
+        }
     }
 
     /// Policies of the root namespace are about everybody.
@@ -234,7 +250,7 @@ impl Builder {
                 .pod
                 .as_ref()
                 .map(|pod| -> Result<Arc<Workload>, IdentityError> {
-                    let enrolment = enrolment(pod, pod.wish.or(space.wish));
+                    let enrolment = enrolment(pod, space.wishes, &self.meshes);
                     let key = (pod.namespace.clone(), pod.service_account.clone());
                     let identity = match self.identities.get(&key) {
                         Some(known) => known.clone(),
@@ -495,8 +511,12 @@ impl Builder {
 
     /// Says where namespaces stand, and forgets those of which nothing is left.
     fn sweep(&mut self) {
+        let with_istio = !self.made.istio_label_left();
         for name in mem::take(&mut self.stale.spaces) {
-            let standing = self.spaces.get(&name).and_then(Space::standing);
+            let standing = self
+                .spaces
+                .get(&name)
+                .and_then(|space| space.standing(with_istio));
             if self.made.namespaces.get(&*name) != standing.as_ref() {
                 let all = Arc::make_mut(&mut self.made.namespaces);
                 match standing {
@@ -519,9 +539,14 @@ fn unidentified(name: &ObjectRef, error: &IdentityError) -> Remark {
     (name.clone(), NoticeKind::Ignored, message)
 }
 
-pub(super) fn enrolment(pod: &Pod, wish: Option<Wish>) -> Enrolment {
-    match (wish, &pod.obstacle) {
-        (None | Some(Wish::Disabled), _) => Enrolment::NotEnrolled,
+pub(super) fn enrolment(pod: &Pod, namespace: Wishes, meshes: &Meshes) -> Enrolment {
+    let left = meshes.istio_label_left(&pod.node);
+    let wish = |with_istio| pod.wishes.wish(with_istio).or(namespace.wish(with_istio));
+    match (wish(left.is_none()), &pod.obstacle) {
+        (None | Some(Wish::Disabled), _) => match left.filter(|_| wish(true) == Some(Wish::Enabled)) {
+            Some(why) => Enrolment::Left(why),
+            None => Enrolment::NotEnrolled,
+        },
         (Some(Wish::Enabled), Some(obstacle)) => Enrolment::Refused(obstacle.clone()),
         (Some(Wish::Enabled), None) => Enrolment::Enrolled,
     }

@@ -6,6 +6,7 @@ mod build;
 mod endpoints;
 mod fronts;
 mod map;
+mod meshes;
 mod mtls;
 mod policies;
 mod recent;
@@ -34,6 +35,8 @@ use crate::model::{
 };
 
 pub use build::Builder;
+pub(crate) use meshes::Meshes;
+pub use meshes::{IstioLabel, OtherMesh, Part};
 pub use mtls::{Decision, EffectiveMtls};
 
 /// What decisions need to know of the agent's settings.
@@ -49,6 +52,8 @@ pub struct MeshSettings {
     pub root_namespace: String,
     /// The suffix of service host names, such as `cluster.local`.
     pub cluster_domain: String,
+    /// Whose the label `istio.io/dataplane-mode` is.
+    pub istio_label: IstioLabel,
 }
 
 /// A workload and what is worked out for it.
@@ -86,6 +91,8 @@ pub struct Snapshot {
     /// Addresses of enrolled workloads, contested ones too, and ClusterIPs of services that lead to one of them.
     enrolled: Map<IpAddr, ()>,
     recent: Recent,
+    /// Parts of other meshes on this agent's node.
+    other_meshes: Arc<[OtherMesh]>,
     namespaces: Arc<BTreeMap<String, NamespaceStanding>>,
     diagnostics: Arc<Diagnostics>,
 }
@@ -136,6 +143,7 @@ impl Snapshot {
             authorization_policies: Arc::default(),
             enrolled: Map::default(),
             recent: Recent::default(),
+            other_meshes: Arc::default(),
             namespaces: Arc::default(),
             diagnostics: Arc::default(),
         }
@@ -273,6 +281,20 @@ impl Snapshot {
     /// What `workload` accepts. `None` for a workload that is not in this snapshot.
     pub(crate) fn accepted_by(&self, workload: &WorkloadUid) -> Option<&Arc<EffectiveMtls>> {
         self.members.get(workload).map(|member| &member.mtls)
+    }
+
+    /// The parts of other meshes that run on this agent's node, as far as pods show them, by name.
+    pub fn other_meshes(&self) -> &[OtherMesh] {
+        &self.other_meshes
+    }
+
+    /// Whether the label `istio.io/dataplane-mode` is left to Istio on this agent's node.
+    pub fn istio_label_left(&self) -> bool {
+        match self.settings.istio_label {
+            IstioLabel::Enrol => false,
+            IstioLabel::Leave => true,
+            IstioLabel::Auto => self.other_meshes.iter().any(|other| other.part.is_istio()),
+        }
     }
 
     /// The names of the local trust domain.

@@ -161,7 +161,7 @@ impl Plain {
         for one in objects.values() {
             world.notices.extend(one.notices.iter().cloned());
             match &*one.object {
-                Object::Namespace(namespace) => drop(world.wishes.insert(&namespace.name, namespace.wish)),
+                Object::Namespace(namespace) => drop(world.wishes.insert(&namespace.name, namespace.wishes)),
                 Object::Node(node) => world.nodes.push(node),
                 Object::Pod(pod) if pod.finished => {}
                 Object::Pod(pod) => world.pods.push(pod),

@@ -17,6 +17,8 @@ pub(super) enum Topic {
     Pod(Arc<ObjectRef>),
     /// Policies that select the same pod. The same words may come from several pods.
     Overlaps(Arc<ObjectRef>),
+    /// Other meshes on this node.
+    Meshes,
     /// The policies of a namespace.
     Policies(Arc<str>),
     /// Pods at an address.

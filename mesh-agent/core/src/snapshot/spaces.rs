@@ -7,7 +7,8 @@ use super::NamespaceStanding;
 use super::mtls::{Remark, Scoped};
 use super::policies::Selection;
 use crate::model::{
-    AuthorizationPolicy, EndpointSlice, ObjectRef, PeerAuthentication, Pod, ServiceSpec, Wish, Workload,
+    AuthorizationPolicy, EndpointSlice, ObjectRef, PeerAuthentication, Pod, ServiceSpec, Wish, Wishes,
+    Workload,
 };
 
 /// A pod.
@@ -25,11 +26,9 @@ pub(super) struct Space {
     /// There is a Namespace object.
     pub(super) known: bool,
     /// What that asks for.
-    pub(super) wish: Option<Wish>,
-    /// How many pods ask for the mesh by labels of their own.
-    pub(super) asking: usize,
-    /// How many decline it.
-    pub(super) declining: usize,
+    pub(super) wishes: Wishes,
+    /// How many pods have a word of their own: without Istio's label and with it, those that ask for the mesh and those that decline.
+    own: [[usize; 2]; 2],
     pub(super) pods: BTreeMap<Arc<ObjectRef>, PodEntry>,
     /// By name.
     pub(super) services: BTreeMap<Arc<str>, Arc<ServiceSpec>>,
@@ -54,18 +53,33 @@ impl Space {
             && self.policies.is_empty()
     }
 
-    /// How many pods ask for `wish` by labels of their own.
-    pub(super) fn wishing(&mut self, wish: Wish) -> &mut usize {
-        match wish {
-            Wish::Enabled => &mut self.asking,
-            Wish::Disabled => &mut self.declining,
+    /// What `pod` asks for by labels of its own counts from now on.
+    pub(super) fn asks(&mut self, pod: &Pod) {
+        for (own, with_istio) in self.own.iter_mut().zip([false, true]) {
+            match pod.wishes.wish(with_istio) {
+                Some(Wish::Enabled) => own[0] += 1,
+                Some(Wish::Disabled) => own[1] += 1,
+                None => {}
+            }
         }
     }
 
-    /// Whether its pods are part of the mesh; `None` without a Namespace object.
-    pub(super) fn standing(&self) -> Option<NamespaceStanding> {
-        let enrolled = self.wish == Some(Wish::Enabled);
-        let others = if enrolled { self.declining } else { self.asking };
+    /// Takes back what [`asks`](Self::asks) did for the same value.
+    pub(super) fn asks_no_more(&mut self, pod: &Pod) {
+        for (own, with_istio) in self.own.iter_mut().zip([false, true]) {
+            match pod.wishes.wish(with_istio) {
+                Some(Wish::Enabled) => own[0] -= 1,
+                Some(Wish::Disabled) => own[1] -= 1,
+                None => {}
+            }
+        }
+    }
+
+    /// Whether its pods are part of the mesh; `None` without a Namespace object. Where `with_istio` is said, Istio's label counts.
+    pub(super) fn standing(&self, with_istio: bool) -> Option<NamespaceStanding> {
+        let enrolled = self.wishes.wish(with_istio) == Some(Wish::Enabled);
+        let [asking, declining] = self.own[usize::from(with_istio)];
+        let others = if enrolled { declining } else { asking };
         self.known.then_some(NamespaceStanding {
             enrolled,
             mixed: others > 0,

@@ -14,6 +14,7 @@ fn settings() -> MeshSettings {
         trust_domain_aliases: Vec::new(),
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     }
 }
 

@@ -4,9 +4,9 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::admin::document::{
-    Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionEntry, Connections,
-    Explanation, MtlsReadiness, OlderConnections, Policies, Refusals, SandboxHost, Services, Status,
-    Workloads,
+    Analysis, Bpf, BpfEvents, BpfLog, BpfLogWanted, Certificates, Checks, Config, ConnectionEntry,
+    Connections, Explanation, MtlsReadiness, OlderConnections, Policies, Refusals, SandboxHost, Services,
+    Status, Workloads,
 };
 use crate::admin::{AdminServer, AdminSocket, View};
 use crate::telemetry::connections::tests::info;
@@ -45,6 +45,10 @@ impl View for Shown {
 
     fn refusals(&self) -> Refusals {
         Refusals::default()
+    }
+
+    fn analyze(&self) -> Result<Analysis, String> {
+        Ok(Analysis::default())
     }
 
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String> {

@@ -100,7 +100,7 @@ fn the_status_document_keeps_its_shape() {
             "version": "", "node": "", "trust_domain": "", "pid": 0, "started_at": "", "uptime_seconds": 0,
             "ready": false, "not_ready": [],
             "snapshot": {"version": 0, "age_seconds": 0, "workloads": 0, "services": 0},
-            "pods": {"enrolled": 0, "captured": 0, "failed": 0},
+            "pods": {"enrolled": 0, "captured": 0, "failed": 0, "left": 0},
             "connections": {"live": 0, "opened": 0, "retried": 0},
             "sessions": {"live": 0, "capacity": 0, "evicted": 0},
             "certificates": {"valid": 0, "missing": 0, "next_expiry": null},

@@ -12,6 +12,7 @@ fn settings() -> MeshSettings {
         trust_domain_aliases: vec![],
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::admin::document::{BpfMap, BpfPod};
 
-fn workload(capture: CaptureState, enrolment: EnrolmentState) -> WorkloadEntry {
+pub(super) fn workload(capture: CaptureState, enrolment: EnrolmentState) -> WorkloadEntry {
     WorkloadEntry {
         uid: "shop/order/u1".into(),
         namespace: "shop".into(),
@@ -214,6 +214,7 @@ fn kinds_that_the_api_server_does_not_tell_of_are_named_with_the_reason() {
         watch_restarts: 0,
         errors: Default::default(),
         problem: problem.map(str::to_owned),
+        reason: None,
     };
     let good = board(KindState::Watching, None);
     let absent = board(KindState::Absent, None);

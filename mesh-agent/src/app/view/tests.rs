@@ -44,6 +44,7 @@ fn snapshot() -> Snapshot {
         trust_domain_aliases: vec![],
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     };
     Snapshot::from_yaml(settings, MESH)
 }

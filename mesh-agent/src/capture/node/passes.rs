@@ -54,6 +54,7 @@ struct Kubelet {
     attached: Option<(Verified, OwnedFd)>,
     /// `None` before the first look.
     passage: Option<ProbePassage>,
+    search: kubelet::Search,
 }
 
 impl Passes {
@@ -228,8 +229,13 @@ impl Capture {
     pub(in crate::capture) fn check_kubelet(&self) {
         let mut foreign = self.each_pod(|pod| pod.cgroup.path().to_owned());
         foreign.extend(std::fs::canonicalize(self.agent_cgroup.path()));
-        let found = kubelet::find(&self.options.kubelet_cgroup, &self.cgroup2.mount, &foreign);
         let mut kubelet = self.passes.kubelet();
+        let found = kubelet::find(
+            &self.options.kubelet_cgroup,
+            &self.cgroup2,
+            &foreign,
+            &mut kubelet.search,
+        );
         let passage = match found {
             Ok(found) => {
                 let present = kubelet.attached.as_ref();

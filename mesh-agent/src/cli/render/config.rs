@@ -18,6 +18,10 @@ pub(in crate::cli) fn config(config: &Config) -> String {
             false => String::new(),
         };
         out += &format!("{}: {} objects{files}{state}\n", source.name, source.objects);
+        if let Some(server) = &source.server {
+            let version = server.version.as_deref().unwrap_or("of an unknown version");
+            out += &format!("  {}, {version}\n", server.address);
+        }
         for kind in &source.kinds {
             out += &kind_line(kind);
         }
@@ -48,8 +52,16 @@ pub(in crate::cli) fn config(config: &Config) -> String {
     for (kind, title) in [
         (NoticeKind::Conflict, "Conflicts"),
         (NoticeKind::Changed, "In force, but not as written"),
+        (
+            NoticeKind::HttpAttribute,
+            "Attributes of HTTP, which are not looked at",
+        ),
         (NoticeKind::Ignored, "Ignored"),
         (NoticeKind::UnknownField, "Unknown fields"),
+        (
+            NoticeKind::KindWithoutEffect,
+            "Kinds of meshes without effect here",
+        ),
         (NoticeKind::UnknownKind, "Unknown kinds"),
     ] {
         let mut notices = config

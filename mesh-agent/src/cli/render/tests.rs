@@ -3,7 +3,7 @@ use mesh_core::model::ObjectRef;
 
 use super::*;
 use crate::admin::document::*;
-use crate::sources::{FileStatus, KindState, KindStatus, SourceState};
+use crate::sources::{FileStatus, KindState, KindStatus, ServerStatus, SourceState};
 
 fn narrow(text: &str) -> &str {
     for line in text.lines() {
@@ -298,7 +298,13 @@ fn a_rejection_stands_with_file_line_and_column() {
                 watch_restarts: 3,
                 errors: Default::default(),
                 problem: Some("the API server cannot be reached".into()),
+                reason: Some("unreachable".into()),
             }],
+            server: Some(ServerStatus {
+                address: "https://10.0.0.1:6443".into(),
+                version: Some("v1.33.1".into()),
+                problem: None,
+            }),
         }],
         ..no_config()
     });
@@ -307,6 +313,7 @@ fn a_rejection_stands_with_file_line_and_column() {
         "{text}"
     );
     assert!(text.contains("\nmesh.yaml\n"), "{text}");
+    assert!(text.contains("\n  https://10.0.0.1:6443, v1.33.1\n"), "{text}");
     let kind = "  AuthorizationPolicy (security.istio.io/v1): lost, 2 objects, heard 1m15s ago\n    the API server cannot";
     assert!(text.contains(kind), "{text}");
     assert!(

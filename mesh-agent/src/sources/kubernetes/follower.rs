@@ -344,7 +344,7 @@ impl Follower {
         self.shared.board.heard(self.index);
         self.shared.board.update(self.index, |status| {
             status.state = KindState::Watching;
-            status.problem = None;
+            (status.problem, status.reason) = (None, None);
         });
         if self.told.take().is_some() {
             tracing::info!(
@@ -370,7 +370,7 @@ impl Follower {
         self.shared.board.update(self.index, |status| {
             status.state = KindState::Absent;
             status.api_version = None;
-            status.problem = None;
+            (status.problem, status.reason) = (None, None);
         });
         self.note(
             NoticeKind::UnknownKind,
@@ -387,6 +387,7 @@ impl Follower {
                 status.state = KindState::Lost;
             }
             status.problem = Some(text.clone());
+            status.reason = Some(trouble.reason().to_owned());
         });
         if matches!(trouble, Trouble::Forbidden(_)) && said {
             self.note(

@@ -17,6 +17,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod version;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -109,6 +110,14 @@ impl ConfigurationSource for KubernetesSource {
                 }
             });
         }
+        let (requests, board, look) = (Requests::new(access.clone()), self.board.clone(), shared.clone());
+        let stopped = stop.clone();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = version::watch(requests, board, look) => {}
+            }
+        });
         let (requests, node) = (Requests::new(access), self.options.node_name.clone());
         let stopped = stop.clone();
         self.runtime.spawn(async move {

@@ -35,6 +35,11 @@ impl Requests {
         Self { access }
     }
 
+    /// Where the server is.
+    pub(super) fn server(&self) -> String {
+        self.access.server()
+    }
+
     /// The answer to `GET path`, whole.
     pub(super) async fn get(&self, path: &str) -> Result<Bytes, Trouble> {
         let answer = self.send(Method::GET, path, Bytes::new()).await?;

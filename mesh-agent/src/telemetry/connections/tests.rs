@@ -25,7 +25,7 @@ pub(crate) fn workload(name: &str, last: u8) -> Arc<Workload> {
         host_network: false,
         ports: Arc::default(),
         labels: Arc::new([("app".to_owned(), name.to_owned())].into()),
-        wish: None,
+        wishes: Default::default(),
         obstacle: None,
         ready: true,
         terminating: false,

@@ -19,6 +19,8 @@ fn readings() -> Readings {
         certificates: vec![("spiffe://cluster.local/ns/shop/sa/order".into(), 1_800_000_000)],
         pods_captured: 3,
         pods_failed: 1,
+        pods_left: 2,
+        other_meshes: vec![("ztunnel", 1)],
         maps: vec![MapFill {
             name: "HANDOFF".into(),
             entries: Some(5),
@@ -136,6 +138,8 @@ fn readings_become_metrics() {
         r#"mesh_agent_kubernetes_errors_total{kind="Pod",reason="expired"} 3"#,
         r#"mesh_agent_certificate_expiry_timestamp_seconds{identity="spiffe://cluster.local/ns/shop/sa/order"} 1800000000"#,
         r#"mesh_agent_pods{state="captured"} 3"#,
+        "mesh_agent_pods_left 2",
+        r#"mesh_agent_other_mesh_pods{part="ztunnel"} 1"#,
         r#"mesh_agent_bpf_map_entries{map="HANDOFF"} 5"#,
         r#"mesh_agent_bpf_map_capacity{map="HANDOFF"} 65536"#,
         r#"mesh_agent_bpf_events_total{event="connect_captured"} 9"#,

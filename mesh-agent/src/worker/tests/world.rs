@@ -153,6 +153,7 @@ pub(super) fn settings() -> MeshSettings {
         trust_domain_aliases: Vec::new(),
         root_namespace: "istio-system".to_owned(),
         cluster_domain: "cluster.local".to_owned(),
+        istio_label: Default::default(),
     }
 }
 

@@ -18,6 +18,7 @@ fn settings() -> MeshSettings {
         trust_domain_aliases: vec!["old.example".parse().unwrap()],
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     }
 }
 

@@ -922,7 +922,7 @@ spec:
             (6, NoticeKind::Ignored),
             (12, NoticeKind::UnknownField),
             (13, NoticeKind::Changed),
-            (16, NoticeKind::Changed),
+            (16, NoticeKind::HttpAttribute),
             (18, NoticeKind::Changed),
         ],
         "{:#?}",

@@ -68,6 +68,7 @@ fn snapshot(more: &str) -> Snapshot {
         trust_domain_aliases: Vec::new(),
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     };
     let snapshot = Snapshot::from_yaml(settings, &format!("{MESH}{more}"));
     assert!(snapshot.diagnostics().rejections.is_empty());

@@ -44,8 +44,9 @@ impl Builder {
     fn enter_namespace(&mut self, name: &ObjectRef, after: Option<&Namespace>) {
         let space = self.space(&name.name);
         space.known = after.is_some();
-        space.wish = after.and_then(|namespace| namespace.wish);
-        let asking = |entry: &PodEntry| entry.pod.as_ref().is_some_and(|pod| pod.wish.is_none());
+        space.wishes = after.map(|namespace| namespace.wishes).unwrap_or_default();
+        // A pod that has its own word by our label asks nobody.
+        let asking = |entry: &PodEntry| entry.pod.as_ref().is_some_and(|pod| pod.wishes.ours.is_none());
         let asking = space.pods.iter().filter(|(_, entry)| asking(entry));
         let asking: Vec<_> = asking.map(|(name, _)| Arc::clone(name)).collect();
         self.stale.pods.extend(asking);
@@ -66,12 +67,8 @@ impl Builder {
     fn enter_pod(&mut self, name: &Arc<ObjectRef>, before: Option<&Arc<Pod>>, after: Option<&Arc<Pod>>) {
         let space = self.space(&name.namespace);
         space.pods.entry(Arc::clone(name)).or_default().pod = after.cloned();
-        if let Some(wish) = after.and_then(|pod| pod.wish) {
-            *space.wishing(wish) += 1;
-        }
-        if let Some(wish) = before.and_then(|pod| pod.wish) {
-            *space.wishing(wish) -= 1;
-        }
+        after.into_iter().for_each(|pod| space.asks(pod));
+        before.into_iter().for_each(|pod| space.asks_no_more(pod));
         let with_slices = |service: &ServiceSpec| space.slices.contains_key(&*service.name.name);
         let derived = space.services.values().filter(|service| {
             let mut versions = before.into_iter().chain(after);
@@ -80,6 +77,24 @@ impl Builder {
         let derived: Vec<ServiceRef> = derived.map(|service| service.name.clone()).collect();
         self.stale.services.extend(derived);
         self.stale.pods.insert(Arc::clone(name));
+        self.enter_mesh(before, after);
+    }
+
+    /// Where a part of Istio comes or goes, its label means another thing to all pods of the node. They are looked for everywhere: that
+    /// is rare enough.
+    fn enter_mesh(&mut self, before: Option<&Arc<Pod>>, after: Option<&Arc<Pod>>) {
+        let nodes = self
+            .meshes
+            .replace(before.map(|pod| &**pod), after.map(|pod| &**pod));
+        if nodes.is_empty() {
+            return;
+        }
+        self.stale.meshes |= nodes.contains(&self.made.settings.node_name);
+        for (name, entry) in self.spaces.values().flat_map(|space| &space.pods) {
+            if entry.pod.as_ref().is_some_and(|pod| nodes.contains(&pod.node)) {
+                self.stale.pods.insert(Arc::clone(name));
+            }
+        }
     }
 
     fn enter_service(

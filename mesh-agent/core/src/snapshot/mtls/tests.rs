@@ -10,6 +10,7 @@ fn build(documents: &[String]) -> Snapshot {
         trust_domain_aliases: Vec::new(),
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        istio_label: Default::default(),
     };
     let pod = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop, labels: {app: a}}, status: {podIP: 198.18.0.1}}\n";
     Snapshot::from_yaml(settings, &(pod.to_owned() + &documents.concat()))

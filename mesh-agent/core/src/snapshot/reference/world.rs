@@ -5,17 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::super::MeshSettings;
 use super::super::build::enrolment;
+use super::super::meshes::Meshes;
 use super::{PORTS, Plain};
 use crate::manifest::{Notice, NoticeKind};
 use crate::model::{
     AuthorizationPolicy, Endpoint, EndpointSlice, ExternalKind, IpFamily, MtlsMode, Node, ObjectRef,
-    PeerAuthentication, Pod, PortSpec, Scope, ServiceRef, ServiceSpec, TargetPort, Wish, WorkloadUid,
+    PeerAuthentication, Pod, PortSpec, Scope, ServiceRef, ServiceSpec, TargetPort, Wish, Wishes, WorkloadUid,
 };
 
 /// The objects that hold, by kind, sorted by name.
 #[derive(Default)]
 pub(super) struct World<'a> {
-    pub(super) wishes: BTreeMap<&'a str, Option<Wish>>,
+    pub(super) wishes: BTreeMap<&'a str, Wishes>,
     pub(super) nodes: Vec<&'a Node>,
     pub(super) pods: Vec<&'a Pod>,
     pub(super) services: Vec<&'a ServiceSpec>,
@@ -58,10 +59,10 @@ impl World<'_> {
             .filter(|pod| is_name(&pod.service_account))
             .collect();
         assert_eq!(known.len(), self.pods.len(), "the fixtures' pods have identities");
+        let meshes = Meshes::of(self.pods.iter().copied(), settings);
         for pod in &known {
-            let wish = pod
-                .wish
-                .or(self.wishes.get(pod.namespace.as_str()).copied().flatten());
+            let namespace = self.wishes.get(pod.namespace.as_str()).copied();
+            let wishes: Wishes = namespace.unwrap_or_default();
             let identity = format!(
                 "spiffe://{}/ns/{}/sa/{}",
                 settings.trust_domain.as_str(),
@@ -69,14 +70,16 @@ impl World<'_> {
                 pod.service_account
             );
             let local = pod.node == settings.node_name;
-            let shown = (identity, enrolment(pod, wish), pod.node.clone(), local);
+            let shown = (identity, enrolment(pod, wishes, &meshes), pod.node.clone(), local);
             plain.workloads.insert(uid(pod), shown);
         }
-        for (name, wish) in &self.wishes {
-            let enrolled = *wish == Some(Wish::Enabled);
+        let with_istio = meshes.istio_label_left(&settings.node_name).is_none();
+        self.remarks.extend(meshes.remarks(&settings.node_name));
+        for (name, wishes) in &self.wishes {
+            let enrolled = wishes.wish(with_istio) == Some(Wish::Enabled);
             let own = self.pods.iter().filter(|pod| pod.namespace == *name);
             let mixed = own
-                .filter_map(|pod| pod.wish)
+                .filter_map(|pod| pod.wishes.wish(with_istio))
                 .any(|wish| (wish == Wish::Enabled) != enrolled);
             plain.namespaces.insert((*name).to_owned(), (enrolled, mixed));
         }

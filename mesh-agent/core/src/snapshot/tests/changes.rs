@@ -32,13 +32,16 @@ fn document(kind: u8, slot: u8, seed: u64) -> String {
     let (space, n) = (SPACES[usize::from(slot) % 3], slot / 3);
     let mut seed = Seed(seed);
     let created = |seed: &mut Seed| seed.of(&["", "", ", creationTimestamp: '2026-01-01T00:00:00Z'"]);
-    let labels = |seed: &mut Seed| seed.of(&["app: a", "app: b", "app: a, tier: x", ""]);
+    let labels = |seed: &mut Seed| seed.of(&["app: a", "app: b", "app: a, tier: x", "", "app: ztunnel"]);
     match kind {
         0 => {
-            let wish = seed.of(&["enabled", "disabled", "none-of-these"]);
-            format!(
-                "{{apiVersion: v1, kind: Namespace, metadata: {{name: {space}, labels: {{mesh-agent.io/dataplane: {wish}}}}}}}"
-            )
+            let wish = seed.of(&[
+                "mesh-agent.io/dataplane: enabled",
+                "mesh-agent.io/dataplane: disabled",
+                "istio.io/dataplane-mode: ambient",
+                "mesh-agent.io/dataplane: none-of-these",
+            ]);
+            format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {space}, labels: {{{wish}}}}}}}")
         }
         1 => {
             let zone = seed.of(&[
@@ -59,6 +62,8 @@ fn document(kind: u8, slot: u8, seed: u64) -> String {
                 "",
                 ", mesh-agent.io/dataplane: enabled",
                 ", mesh-agent.io/dataplane: disabled",
+                ", istio.io/dataplane-mode: ambient",
+                ", istio.io/dataplane-mode: none",
             ]);
             let wish = if labels.is_empty() {
                 wish.trim_start_matches(", ")
@@ -66,6 +71,10 @@ fn document(kind: u8, slot: u8, seed: u64) -> String {
                 wish
             };
             let leaving = seed.of(&["", "", ", deletionTimestamp: '2026-01-01T00:00:00Z'"]);
+            let owner = seed.of(&[
+                "",
+                ", ownerReferences: [{apiVersion: apps/v1, kind: DaemonSet, name: d, uid: x, controller: true}]",
+            ]);
             let node = seed.of(&["nodeName: node-1, ", "nodeName: node-2, ", ""]);
             let host = seed.of(&["false", "false", "false", "true"]);
             let account = seed.of(&["buyer", "seller"]);
@@ -82,7 +91,7 @@ fn document(kind: u8, slot: u8, seed: u64) -> String {
             let status = format!("{address}{host_ip}{phase}{ready}");
             let status = status.trim_start_matches(", ");
             format!(
-                "{{apiVersion: v1, kind: Pod, metadata: {{name: p{n}, namespace: {space}{uid}{leaving}, labels: {{{labels}{wish}}}}}, \
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: p{n}, namespace: {space}{uid}{leaving}{owner}, labels: {{{labels}{wish}}}}}, \
                  spec: {{{node}hostNetwork: {host}, serviceAccountName: {account}, containers: [{{name: c, ports: [{{name: web, containerPort: 8080}}]}}]}}, \
                  status: {{{status}}}}}"
             )
