@@ -13,7 +13,7 @@ use crate::ship::{self, BINARIES, Shipped};
 
 use sbom::Component;
 
-/// Makes a release: a tarball of static binaries, documents and licences, the list of what is in the binaries (SBOM), and checksums.
+/// Makes a release: a tarball of static binaries, documents and licences, the Helm chart, the list of what is in the binaries (SBOM), and checksums.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where to put it; target/dist when nothing is given.
@@ -22,7 +22,17 @@ pub(crate) struct Args {
 }
 
 /// What goes into the tarball of the project's own files.
-const DOCUMENTS: [&str; 5] = ["README.md", "ARCHITECTURE.md", "LICENSE", "docs", "deploy"];
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "SECURITY.md",
+    "LICENSE",
+    "docs",
+    "deploy",
+];
+
+/// What the Helm chart consists of.
+const CHART: [&str; 4] = ["Chart.yaml", "values.schema.json", "values.yaml", "templates"];
 
 /// The verb.
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
@@ -40,6 +50,10 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         Ok([
             (format!("{name}.tar.gz"), tarball),
             (format!("{name}.cdx.json"), sbom),
+            (
+                format!("mesh-agent-chart-{}.tgz", shipped.version),
+                chart(project, shipped.time)?,
+            ),
         ])
     })?;
     let mut sums = String::new();
@@ -91,6 +105,20 @@ fn tarball(
     gzip(&archive.finish()?)
 }
 
+/// The Helm chart as `helm package` has it: all but what its .helmignore leaves out.
+fn chart(project: &Project, time: u64) -> Result<Vec<u8>> {
+    let from = project.root().join("deploy/helm/mesh-agent");
+    let mut archive = Archive::new(time);
+    for part in CHART {
+        add(
+            &mut archive,
+            &from.join(part),
+            &Path::new("mesh-agent").join(part),
+        )?;
+    }
+    gzip(&archive.finish()?)
+}
+
 /// Adds a file, or a directory with all that is in it, by name.
 fn add(archive: &mut Archive, from: &Path, to: &Path) -> Result<()> {
     if !from.is_dir() {
@@ -106,4 +134,45 @@ fn add(archive: &mut Archive, from: &Path, to: &Path) -> Result<()> {
         add(archive, &from.join(&name), &to.join(&name))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn the_charts_archive_holds_the_chart_and_is_the_same_each_time() {
+        let project = Project::find().unwrap();
+        let archive = chart(&project, 1_700_000_000).unwrap();
+        assert_eq!(archive, chart(&project, 1_700_000_000).unwrap());
+        let mut unpacked = Vec::new();
+        flate2::read::GzDecoder::new(archive.as_slice())
+            .read_to_end(&mut unpacked)
+            .unwrap();
+        let mut files = tar::Archive::new(unpacked.as_slice());
+        let files = files
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().into_owned());
+        let files: BTreeSet<PathBuf> = files.collect();
+        for wanted in [
+            "Chart.yaml",
+            "values.yaml",
+            "values.schema.json",
+            "templates/daemonset.yaml",
+            "templates/_helpers.tpl",
+        ] {
+            assert!(
+                files.contains(&Path::new("mesh-agent").join(wanted)),
+                "{wanted}: {files:?}"
+            );
+        }
+        assert!(
+            !files.iter().any(|file| file.starts_with("mesh-agent/examples")),
+            "{files:?}"
+        );
+    }
 }

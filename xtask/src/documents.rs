@@ -1,4 +1,4 @@
-//! The documents that name tests name tests that exist: the facts in ARCHITECTURE.md, docs/threat-model.md, and the table in docs/proof.md.
+//! What documents name exists: tests (the facts in ARCHITECTURE.md, docs/threat-model.md, the table in docs/proof.md), files that links lead to, and commands.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -147,6 +147,119 @@ fn the_table_of_proofs_is_that_of_the_code() {
     assert_eq!(shown, code);
 }
 
+/// The documents that people read, by their paths.
+fn pages() -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    for place in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "docs", "deploy"] {
+        stamp::files_below(&root().join(place), &mut files).unwrap();
+    }
+    files
+        .into_iter()
+        .filter(|file| {
+            file.extension()
+                .is_some_and(|e| ["md", "txt", "yaml"].iter().any(|known| e == *known))
+        })
+        .map(|file| {
+            let text = std::fs::read_to_string(&file).unwrap();
+            (file, text)
+        })
+        .collect()
+}
+
+/// Where the links of a page lead, other than out of the project or within the page.
+fn links(text: &str) -> Vec<&str> {
+    text.split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .filter_map(|link| link.split('#').next())
+        .filter(|link| !link.is_empty() && !link.contains("://") && !link.contains(' '))
+        .collect()
+}
+
+#[test]
+fn every_link_leads_to_a_file() {
+    let pages = pages();
+    assert!(pages.len() > 20, "the documents are found: {}", pages.len());
+    let mut seen = 0;
+    for (file, text) in &pages {
+        if file.extension().is_none_or(|e| e != "md") {
+            continue;
+        }
+        for link in links(text) {
+            seen += 1;
+            let target = file.parent().unwrap().join(link);
+            assert!(target.exists(), "{}: nothing at {link}", file.display());
+        }
+    }
+    assert!(seen > 50, "the links are found: {seen}");
+}
+
+/// The names of the variants of `enum Command` in a file, as a command line has them.
+fn commands(file: &str) -> BTreeSet<String> {
+    let text = read(file);
+    let (_, block) = text.split_once("pub enum Command {\n").unwrap();
+    let (block, _) = block.split_once("\n}").unwrap();
+    let variants = block.lines().filter_map(|line| line.strip_prefix("    "));
+    let names = variants.filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()));
+    names
+        .map(|line| {
+            let mut name = String::new();
+            for c in line.chars().take_while(char::is_ascii_alphanumeric) {
+                if c.is_ascii_uppercase() && !name.is_empty() {
+                    name.push('-');
+                }
+                name.push(c.to_ascii_lowercase());
+            }
+            name
+        })
+        .collect()
+}
+
+/// The first words that follow `program` in what is quoted, or behind a prompt or the `--` of `kubectl exec`.
+fn said(text: &str, program: &str) -> BTreeSet<String> {
+    ["`", "-- ", "$ ", "    "]
+        .iter()
+        .flat_map(|before| {
+            text.split(&format!("{before}{program} "))
+                .skip(1)
+                .collect::<Vec<_>>()
+        })
+        .filter_map(|rest| {
+            let mut words = rest.split(|c: char| c.is_whitespace() || c == '`');
+            let mut word = words.next()?;
+            // Flags of the program itself, each with a value.
+            while word.starts_with("--") {
+                words.next()?;
+                word = words.next()?;
+            }
+            let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            (plain && !word.is_empty()).then(|| word.to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn every_command_that_a_document_names_exists() {
+    for (program, file, least) in [
+        ("meshctl", "mesh-agent/src/cli/meshctl.rs", 8),
+        ("mesh-agent", "mesh-agent/src/cli/agent.rs", 4),
+    ] {
+        let known = commands(file);
+        let mut named = BTreeSet::new();
+        for (file, text) in pages() {
+            for word in said(&text, program) {
+                assert!(
+                    known.contains(&word),
+                    "{}: there is no {program} {word}",
+                    file.display()
+                );
+                named.insert(word);
+            }
+        }
+        assert!(named.len() >= least, "{program}: {named:?}");
+    }
+}
+
 #[test]
 fn the_observer_sees_a_name_that_is_not_there() {
     assert!(!tests().contains("this_test_does_not_exist_anywhere"));
@@ -155,4 +268,11 @@ fn the_observer_sees_a_name_that_is_not_there() {
         rows("| a | test |\n|---|---|\n| x | `y` |\n\n| z | w |\n", "test"),
         [["x", "`y`"]]
     );
+    assert_eq!(
+        links("[a](b.md#c) [d](https://e) [f](#g) [h](../i)"),
+        ["b.md", "../i"]
+    );
+    let text = "`meshctl status` and\n    meshctl --socket /x certs\nkubectl exec x -- meshctl nonsense # `meshctl bpf`";
+    let words: Vec<String> = said(text, "meshctl").into_iter().collect();
+    assert_eq!(words, ["bpf", "certs", "nonsense", "status"]);
 }

@@ -9,6 +9,9 @@ use crate::project::Project;
 use crate::run;
 use crate::setup::{self, Part};
 
+/// The suite that needs Helm and kustomize.
+const CHART: &str = "chart";
+
 /// Runs the end-to-end suites: real namespaces, cgroups, agents and clients. Needs root.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -108,6 +111,10 @@ pub(crate) fn suite(
     arguments: &[String],
     summaries: &mut Vec<String>,
 ) -> Result<()> {
+    if names.iter().any(|name| name == CHART) {
+        setup::ensure(project, &[Part::Helm])?;
+        setup::programs(&[("kubectl", "kubernetes-client")])?;
+    }
     let mut cargo = project.cargo();
     cargo.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
     for name in names {
@@ -116,6 +123,7 @@ pub(crate) fn suite(
     cargo.arg("--").args(arguments);
     cargo
         .env("MESH_AGENT_BIN", project.binary("mesh-agent", false))
-        .env("MESH_PEER_PYTHON", project.python());
+        .env("MESH_PEER_PYTHON", project.python("peer-venv"))
+        .env("MESH_HELM_PYTHON", project.python("helm-venv"));
     run::tests(&mut cargo, summaries)
 }

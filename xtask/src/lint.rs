@@ -1,14 +1,15 @@
-//! `cargo xtask lint`: formatting, clippy, and a look at the dependencies.
+//! `cargo xtask lint`: formatting, clippy, a look at the dependencies, and whether the manifests are those of the chart.
 
 use anyhow::{Result, bail};
 
 use crate::deps;
+use crate::manifests;
 use crate::project::Project;
 use crate::report::Report;
 use crate::run;
 use crate::setup::{self, Part};
 
-/// Checks formatting, clippy's advice and the dependencies. Needs neither root nor a BPF toolchain.
+/// Checks formatting, clippy's advice, the dependencies and the manifests. Needs neither root nor a BPF toolchain.
 ///
 /// Dependencies: none that is banned or wrongly licensed by deny.toml, and none that is not used.
 #[derive(clap::Args)]
@@ -32,6 +33,7 @@ pub(crate) const CHECKS: &[(&str, Check)] = &[
     ("formatting", formatting),
     ("dependencies", deps::check),
     ("nothing can be switched off", unswitchable),
+    ("manifests", manifests::check),
     ("clippy", clippy),
 ];
 

@@ -14,6 +14,7 @@ mod fuzz;
 mod image;
 mod kernels;
 mod lint;
+mod manifests;
 mod miri;
 mod mutate;
 mod project;
@@ -50,6 +51,7 @@ enum Verb {
     Bench(bench::Args),
     Image(image::Args),
     Dist(dist::Args),
+    Manifests(manifests::Args),
     Fuzz(fuzz::Args),
     Miri(miri::Args),
 }
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&project, args),
         Verb::Image(args) => image::run(&project, args),
         Verb::Dist(args) => dist::run(&project, args),
+        Verb::Manifests(args) => manifests::run(&project, args),
         Verb::Lint(args) => lint::run(&project, args),
         Verb::Fuzz(args) => fuzz::run(&project, args),
         Verb::Miri(args) => miri::run(&project, args),

@@ -199,7 +199,7 @@ impl Tests<'_> {
                 "MESH_AGENT_BIN",
                 build::mutants_target(self.project).join("debug/mesh-agent"),
             )
-            .env("MESH_PEER_PYTHON", self.project.python())
+            .env("MESH_PEER_PYTHON", self.project.python("peer-venv"))
             // What a property test finds against a mutation is no regression to keep in the tree.
             .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
             .env_remove(VARIABLE);

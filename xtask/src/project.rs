@@ -61,9 +61,9 @@ impl Project {
             .join(name)
     }
 
-    /// The Python that has what the independent HBONE peer of the tests needs.
-    pub(crate) fn python(&self) -> PathBuf {
-        self.target.join("peer-venv/bin/python")
+    /// The Python of one of the virtual environments below target/.
+    pub(crate) fn python(&self, environment: &str) -> PathBuf {
+        self.target.join(environment).join("bin/python")
     }
 
     /// The workspace of the BPF programs.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -57,10 +57,30 @@ pub(crate) fn quietly(title: &str, command: &mut Command) -> Result<()> {
 
 /// Runs `command` and returns what it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run {}", words(command)))?;
+    let output = command.stdin(Stdio::null()).output();
+    printed(command, output)
+}
+
+/// Runs `command` with `input` as its standard input, and returns what it printed.
+pub(crate) fn output_of(command: &mut Command, input: &[u8]) -> Result<String> {
+    let mut answer = || {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that does not read to the end says so by how it ends.
+            let _ = stdin.write_all(input);
+        }
+        child.wait_with_output()
+    };
+    let output = answer();
+    printed(command, output)
+}
+
+fn printed(command: &Command, output: std::io::Result<Output>) -> Result<String> {
+    let output = output.with_context(|| format!("cannot run {}", words(command)))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("{} ended with {}: {}", words(command), output.status, said.trim());

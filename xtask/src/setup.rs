@@ -11,8 +11,8 @@ use crate::run;
 
 /// Finds or installs the BPF toolchain and the programs that tests and demo use.
 ///
-/// On Debian, as root, packages come by apt-get. Elsewhere the exact commands are printed. bpf-linker and a Python virtual
-/// environment are put below target/, for this project alone.
+/// On Debian, as root, packages come by apt-get. Elsewhere the exact commands are printed. bpf-linker and Python virtual
+/// environments are put below target/, for this project alone.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only report what is there and what is missing; install nothing. Fails if anything is missing.
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 
 /// The verb.
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
-    let everything = [Part::Rust, Part::Bpf, Part::Programs, Part::Python];
+    let everything = [Part::Rust, Part::Bpf, Part::Programs, Part::Python, Part::Helm];
     if args.check {
         return check(project, &everything);
     }
@@ -47,6 +47,8 @@ pub(crate) enum Part {
     Programs,
     /// What the tests' independent HBONE peer needs.
     Python,
+    /// Helm, which renders the manifests.
+    Helm,
 }
 
 /// What is not there, and what to do about it.
@@ -64,7 +66,8 @@ impl Part {
             Self::Rust => apt::look_rust(project),
             Self::Bpf => bpf::look(project),
             Self::Programs => apt::look_programs(),
-            Self::Python => python::look(project),
+            Self::Python => python::PEER.look(project),
+            Self::Helm => python::HELM.look(project),
         }
     }
 
@@ -74,7 +77,8 @@ impl Part {
             Self::Rust => apt::install_rust(project),
             Self::Bpf => bpf::install(project),
             Self::Programs => apt::install_programs(),
-            Self::Python => python::install(project),
+            Self::Python => python::PEER.install(project),
+            Self::Helm => python::HELM.install(project),
         }
     }
 }

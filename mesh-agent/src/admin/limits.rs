@@ -1,4 +1,4 @@
-//! What capture does not see, in short. No claim of the agent is larger than this list allows; the README says the same at length.
+//! What capture does not see, in short. No claim of the agent is larger than this list allows; docs/limits.md says the same at length.
 
 /// One sentence each.
 pub const LIMITS: [&str; 11] = [

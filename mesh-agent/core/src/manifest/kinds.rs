@@ -301,6 +301,8 @@ fn remove(document: &mut Value, path: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
     use super::*;
@@ -387,5 +389,50 @@ mod tests {
             rejected.starts_with("kubernetes: PeerAuthentication b/a rejected: spec.mtls.mode"),
             "{rejected}"
         );
+    }
+
+    /// What a ClusterRole lets its holder do: (group, resource, verb).
+    fn rights(role: &Value) -> BTreeSet<(String, String, String)> {
+        let words = |rule: &Value, key: &str| -> Vec<String> {
+            let array = rule[key].as_array().into_iter().flatten();
+            array.filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let mut rights = BTreeSet::new();
+        for rule in role["rules"].as_array().unwrap() {
+            for group in words(rule, "apiGroups") {
+                for resource in words(rule, "resources") {
+                    for verb in words(rule, "verbs") {
+                        rights.insert((group.clone(), resource.clone(), verb));
+                    }
+                }
+            }
+        }
+        rights
+    }
+
+    #[test]
+    fn the_manifests_give_the_right_to_read_each_kind_and_to_write_what_the_agent_writes_and_no_other() {
+        let right = |group: &str, resource: &str, verb: &str| {
+            (group.to_owned(), resource.to_owned(), verb.to_owned())
+        };
+        let mut wanted: BTreeSet<_> = KINDS
+            .iter()
+            .flat_map(|kind| ["list", "watch"].map(|verb| right(kind.group, kind.plural, verb)))
+            .collect();
+        wanted.insert(right("events.k8s.io", "events", "create"));
+        // Of the CNI plugin, while the agent is away.
+        wanted.insert(right("", "namespaces", "get"));
+        wanted.insert(right("", "pods", "get"));
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(include_str!("../../../../deploy/kubernetes/rbac.yaml")).unwrap();
+        let role = documents
+            .iter()
+            .find(|document| document["kind"] == "ClusterRole");
+        assert_eq!(rights(role.unwrap()), wanted);
+        // The page that people copy from.
+        let page = include_str!("../../../../docs/configuration.md");
+        let (_, page) = page.split_once("kind: ClusterRole\n").unwrap();
+        let (yaml, _) = page.split_once("```").unwrap();
+        assert_eq!(rights(&serde_saphyr::from_str(yaml).unwrap()), wanted);
     }
 }
