@@ -6,7 +6,9 @@ use mesh_core::analyze;
 use mesh_core::snapshot::MeshSettings;
 
 fuzz_target!(|yaml: &[u8]| {
-    let Ok(trust_domain) = "cluster.local".parse() else { return };
+    let Ok(trust_domain) = "cluster.local".parse() else {
+        return;
+    };
     let settings = MeshSettings {
         node_name: "node".into(),
         trust_domain,
@@ -20,6 +22,9 @@ fuzz_target!(|yaml: &[u8]| {
     let lines = 1 + yaml.iter().filter(|byte| matches!(byte, b'\n' | b'\r')).count() as u64;
     assert!(found.windows(2).all(|pair| pair[0] < pair[1]), "{found:?}");
     for finding in &found {
-        assert!(finding.origin.as_ref().is_none_or(|origin| origin.line <= lines), "{finding:?}");
+        assert!(
+            finding.origin.as_ref().is_none_or(|origin| origin.line <= lines),
+            "{finding:?}"
+        );
     }
 });
