@@ -6,16 +6,9 @@ use mesh_core::analyze;
 use mesh_core::snapshot::MeshSettings;
 
 fuzz_target!(|yaml: &[u8]| {
-    let Ok(trust_domain) = "cluster.local".parse() else {
-        return;
-    };
     let settings = MeshSettings {
         node_name: "node".into(),
-        trust_domain,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     };
     let found = analyze::files(settings, true, &[("f", yaml)]);
     // A carriage return ends a line, too (YAML 1.2.2, section 5.4).
