@@ -23,16 +23,9 @@ status: {podIPs: [{ip: 198.18.0.2}, {ip: '2001:db8::2'}]}
 
 fuzz_target!(|input: (bool, bool, u16, &str)| {
     let (root, dry_run, port, spec) = input;
-    let Ok(trust_domain) = "cluster.local".parse() else {
-        return;
-    };
     let settings = MeshSettings {
         node_name: "node".into(),
-        trust_domain,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     };
     let namespace = if root { "istio-system" } else { "n" };
     let indented = spec.replace('\n', "\n  ");

@@ -7,14 +7,9 @@ use mesh_core::snapshot::{MeshSettings, Snapshot};
 
 fuzz_target!(|input: (u64, &str)| {
     let (random, yaml) = input;
-    let Ok(trust_domain) = "cluster.local".parse() else { return };
     let settings = MeshSettings {
         node_name: "node".into(),
-        trust_domain,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     };
     let snapshot = Snapshot::from_yaml(settings, yaml);
     let pods = snapshot.workloads().flat_map(|workload| workload.addresses.clone());

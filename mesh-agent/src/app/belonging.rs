@@ -1,18 +1,19 @@
 //! What the agent is a part of, in a cluster: its DaemonSet. An agent that is ended because its DaemonSet was deleted has no successor, so
 //! it takes everything with it. Only the API server's word that it is gone counts, never a question that was not answered.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{AsyncBufReadExt, TryStreamExt};
 use http::Request;
-use kube::{Client, Config};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::settings::{DaemonSet, Settings};
+use crate::sources::kubernetes::connect;
 
 /// Between two looks at a server that does not answer.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ impl Belonging {
         loop {
             let looked = tokio::select! {
                 () = stop.cancelled() => return,
-                looked = self.look(kubeconfig.as_deref(), &daemon_set) => looked,
+                looked = self.look(kubeconfig.as_ref(), &daemon_set) => looked,
             };
             if self.is_over() {
                 info!(%daemon_set, "the DaemonSet is being deleted: this agent will take everything with it when it is ended");
@@ -56,16 +57,8 @@ impl Belonging {
     }
 
     /// A list and a watch. Returns when it is over, or the watch has ended.
-    async fn look(&self, kubeconfig: Option<&std::path::Path>, of: &DaemonSet) -> Result<(), String> {
-        let config = match kubeconfig {
-            Some(path) => {
-                let read =
-                    kube::config::Kubeconfig::read_from(path).map_err(|_| "no kubeconfig".to_owned())?;
-                Config::try_from(read).map_err(|error| error.to_string())?
-            }
-            None => Config::incluster_env().map_err(|error| error.to_string())?,
-        };
-        let client = Client::try_from(config).map_err(|error| error.to_string())?;
+    async fn look(&self, kubeconfig: Option<&PathBuf>, of: &DaemonSet) -> Result<(), String> {
+        let client = connect(kubeconfig).map_err(|error| error.to_string())?;
         let path = format!(
             "/apis/apps/v1/namespaces/{}/daemonsets?fieldSelector=metadata.name%3D{}",
             of.namespace, of.name

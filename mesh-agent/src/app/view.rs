@@ -12,17 +12,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::View;
 use crate::admin::document::{
-    Analysis, Bpf, BpfEvents, BpfLog, BpfLogWanted, CaptureState, CertificateCounts, CertificateEntry,
-    CertificateState, Certificates, Checks, CniStatus, Config, ConnectionCounts, ConnectionEntry,
-    ConnectionFilter, Connections, EnrolmentState, ExplainQuery, Explanation, MtlsReadiness,
-    OlderConnections, PodCounts, Policies, PredecessorStatus, Refusals, SandboxHost, Services, SessionCounts,
-    SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads, timestamp,
+    Analysis, Bpf, BpfEvents, BpfLog, BpfLogWanted, CaptureState, Certificates, Checks, CniStatus, Config,
+    ConnectionCounts, ConnectionEntry, ConnectionFilter, Connections, EnrolmentState, ExplainQuery,
+    Explanation, MtlsReadiness, OlderConnections, PodCounts, Policies, PredecessorStatus, Refusals,
+    SandboxHost, Services, SessionCounts, SnapshotStatus, Status, UsageEntry, WorkloadEntry, Workloads,
+    timestamp,
 };
 use crate::admin::host;
 use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture};
 use crate::handover::{Leaving, Ledger};
-use crate::identity::{self, CertificateStatus, Identities};
+use crate::identity::{CertificateStatus, Identities};
 use crate::sources::{KindState, KindStatus, Objects, StatusReader};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
@@ -35,6 +35,7 @@ use super::checks;
 use super::cni::Plugin;
 use super::descriptors::Descriptors;
 
+mod certificates;
 mod cluster;
 mod discovery;
 mod kernel;
@@ -197,7 +198,7 @@ impl View for AgentView {
                 retried: self.log.retries().counts().iter().map(|(_, n)| n).sum(),
             },
             sessions: session_counts(self.affinity.status()),
-            certificates: certificate_counts(&self.identities.status()),
+            certificates: certificates::counts(&self.identities.status()),
             rejections: snapshot.diagnostics().rejections.len(),
             container_runtime: discovery::container_runtime(&self.capture.discovery()),
             other_meshes: cluster::other_meshes(&snapshot),
@@ -262,7 +263,7 @@ impl View for AgentView {
         let now = Timestamp::now();
         let all = self.identities.status().into_iter();
         Certificates {
-            certificates: all.map(|status| certificate(status, now)).collect(),
+            certificates: all.map(|status| certificates::entry(status, now)).collect(),
         }
     }
 
@@ -368,25 +369,12 @@ fn pods_to_wait_for(
             Some(PodReadiness {
                 name: format!("{}/{}", workload.namespace, workload.name),
                 captured,
-                certificate: certificate_readiness(certificate),
+                certificate: certificates::readiness(certificate),
             })
         })
         .collect();
     pods.sort_by(|a, b| a.name.cmp(&b.name));
     pods
-}
-
-fn certificate_readiness(status: Option<&CertificateStatus>) -> Result<(), String> {
-    use identity::CertificateState::{Expired, Pending, RenewalFailing, Valid};
-    let Some(status) = status else {
-        return Err("not asked for yet".to_owned());
-    };
-    let why = |otherwise: &str| Err(status.last_error.clone().unwrap_or_else(|| otherwise.to_owned()));
-    match status.state {
-        Valid | RenewalFailing => Ok(()),
-        Pending => why("it is being issued"),
-        Expired => why("it is past its end"),
-    }
 }
 
 fn capture_state(
@@ -474,42 +462,6 @@ fn usage_entry(usage: Usage) -> UsageEntry {
             .map(|(place, n)| (place.as_str().to_owned(), n))
             .collect(),
     }
-}
-
-fn certificate_counts(all: &[CertificateStatus]) -> CertificateCounts {
-    let (valid, missing): (Vec<_>, Vec<_>) = all
-        .iter()
-        .partition(|status| certificate_readiness(Some(status)).is_ok());
-    CertificateCounts {
-        valid: valid.len(),
-        missing: missing.len(),
-        next_expiry: valid.iter().filter_map(|status| status.not_after).min().map(time),
-    }
-}
-
-fn certificate(status: CertificateStatus, now: Timestamp) -> CertificateEntry {
-    CertificateEntry {
-        identity: status.identity.to_string(),
-        state: match status.state {
-            identity::CertificateState::Pending => CertificateState::Pending,
-            identity::CertificateState::Valid => CertificateState::Valid,
-            identity::CertificateState::RenewalFailing => CertificateState::RenewalFailing,
-            identity::CertificateState::Expired => CertificateState::Expired,
-        },
-        not_before: status.not_before.map(time),
-        not_after: status.not_after.map(time),
-        expires_in_seconds: status
-            .not_after
-            .map(|end| end.as_second().saturating_sub(now.as_second())),
-        next_rotation: time(status.next_rotation),
-        serial: status.serial,
-        issuer: status.issuer,
-        error: status.last_error,
-    }
-}
-
-fn time(at: Timestamp) -> String {
-    timestamp(at.into())
 }
 
 #[cfg(test)]

@@ -1,17 +1,18 @@
 //! Keeps the captured pods in step with the snapshot: enrols, updates, releases, tries again. Decides in [`steps`], acts in [`run`].
 
+mod addresses;
+
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_core::model::WorkloadUid;
 use mesh_core::plan;
 use mesh_core::snapshot::Snapshot;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
+use self::addresses::Watcher;
 use super::PodServer;
 use super::announced::Announcements;
 use super::discovery::{self, Discovery, DiscoveryStatus, Follower, Runtimes, Sandbox};
@@ -19,7 +20,6 @@ use super::error::EnrolError;
 use super::local::Local;
 use super::node::{Capture, CaptureState};
 use super::pod::{PodSpec, Rules};
-use super::sys::async_readable;
 use crate::settings;
 use crate::state::SnapshotCell;
 
@@ -322,7 +322,7 @@ impl Enroller {
             let known = self
                 .watchers
                 .get(&uid)
-                .is_some_and(|w| Arc::ptr_eq(&w.changes, &changes));
+                .is_some_and(|watcher| watcher.follows(&changes));
             if !known {
                 let watcher = Watcher::start(Arc::clone(&self.capture), uid.clone(), changes);
                 self.watchers.insert(uid, watcher);
@@ -352,61 +352,6 @@ impl Enroller {
 fn next_retry(last: Option<Duration>, error: &EnrolError) -> Duration {
     let longest = if error.is_pending() { LOOK } else { LONG_RETRY };
     last.map_or(FIRST_RETRY, |wait| wait * 2).min(longest)
-}
-
-/// Follows the addresses of one pod until it is dropped.
-struct Watcher {
-    changes: Arc<OwnedFd>,
-    task: JoinHandle<()>,
-}
-
-impl Watcher {
-    fn start(capture: Arc<Capture>, uid: WorkloadUid, changes: Arc<OwnedFd>) -> Self {
-        let watched = Arc::clone(&changes);
-        let task = tokio::spawn(async move {
-            if let Err(error) = follow(capture, &uid, watched).await {
-                warn!(workload = %uid, %error, "its addresses are not followed any more");
-            }
-        });
-        Self { changes, task }
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn follow(capture: Arc<Capture>, uid: &WorkloadUid, changes: Arc<OwnedFd>) -> std::io::Result<()> {
-    let changes = async_readable(changes)?;
-    loop {
-        let mut ready = changes.readable().await?;
-        drain(changes.get_ref().as_fd());
-        ready.clear_ready();
-        let (capture, pod) = (Arc::clone(&capture), uid.clone());
-        let refreshed = tokio::task::spawn_blocking(move || capture.refresh_addresses(&pod)).await;
-        match refreshed {
-            Ok(Ok(())) => debug!(workload = %uid, "read its addresses anew"),
-            Ok(Err(error)) => warn!(workload = %uid, %error, "its addresses cannot be read anew"),
-            Err(_) => return Err(std::io::ErrorKind::Other.into()),
-        }
-    }
-}
-
-/// Empties the socket: what it says does not matter, nor does an overrun, since everything is read anew.
-fn drain(socket: BorrowedFd<'_>) {
-    let mut buffer = [0; 8192];
-    loop {
-        match nix::sys::socket::recv(
-            socket.as_raw_fd(),
-            &mut buffer,
-            nix::sys::socket::MsgFlags::MSG_DONTWAIT,
-        ) {
-            Ok(1..) | Err(nix::errno::Errno::ENOBUFS | nix::errno::Errno::EINTR) => {}
-            Ok(_) | Err(_) => return,
-        }
-    }
 }
 
 /// The enroller without its task, for tests that bring their own clock.

@@ -397,7 +397,7 @@ impl Capture {
     }
 
     /// The specs of the captured pods, and whether namespace and cgroup are still the ones that their paths lead to.
-    pub fn captured(&self) -> BTreeMap<WorkloadUid, (PodSpec, bool)> {
+    pub(super) fn captured(&self) -> BTreeMap<WorkloadUid, (PodSpec, bool)> {
         let state = self.state();
         let entry =
             |(uid, pod): (&WorkloadUid, &CapturedPod)| (uid.clone(), (pod.spec.clone(), pod.is_current()));

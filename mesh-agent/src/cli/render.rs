@@ -4,19 +4,20 @@ mod analysis;
 mod config;
 mod kernel;
 mod policy;
+mod status;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::admin::document::{
-    CaptureState, CertificateState, Certificates, Checks, CniStatus, ConnectionEntry, Connections, Direction,
-    EnrolmentState, Level, OlderConnections, PartyEntry, SecurityState, Status, UsageEntry, WorkloadEntry,
-    Workloads,
+    CaptureState, CertificateState, Certificates, Checks, ConnectionEntry, Connections, Direction,
+    EnrolmentState, Level, OlderConnections, PartyEntry, SecurityState, UsageEntry, WorkloadEntry, Workloads,
 };
 
 pub(super) use analysis::analysis;
 pub(super) use config::config;
 pub(super) use kernel::{bpf, bpf_events, bpf_log};
 pub(super) use policy::{explanation, policies, readiness, refusals, services};
+pub(super) use status::status;
 
 /// Columns of a table at most.
 const WIDTH: u16 = 100;
@@ -49,137 +50,6 @@ pub(super) fn ready(ready: bool, reasons: &[String]) -> String {
     let word = if ready { "ready" } else { "not ready" };
     let lines = reasons.iter().map(|reason| format!("- {reason}\n"));
     format!("{word}\n") + &lines.collect::<String>()
-}
-
-/// `meshctl status`.
-pub(super) fn status(status: &Status) -> String {
-    let Status {
-        snapshot,
-        pods,
-        connections,
-        sessions,
-        certificates,
-        ..
-    } = status;
-    let mut table = table(&[]);
-    let mut row = |name: &str, value: String| {
-        table.add_row([name, &value]);
-    };
-    let ready = if status.ready { "ready" } else { "NOT READY" };
-    row(
-        "Agent",
-        format!("mesh-agent {} (process {}), {ready}", status.version, status.pid),
-    );
-    for reason in &status.not_ready {
-        row("", format!("- {reason}"));
-    }
-    if let Some(predecessor) = &status.predecessor {
-        row(
-            "Predecessor",
-            format!(
-                "mesh-agent {} (process {}) drains: {} connections left",
-                predecessor.version, predecessor.pid, predecessor.connections
-            ),
-        );
-        row("", format!("relieved at {}", predecessor.relieved_at));
-    }
-    row("Node", status.node.clone());
-    row("Trust domain", status.trust_domain.clone());
-    row(
-        "Up",
-        format!(
-            "{} (since {})",
-            duration(status.uptime_seconds),
-            status.started_at
-        ),
-    );
-    row(
-        "Configuration",
-        format!(
-            "snapshot {}, {} old: {} workloads, {} services",
-            snapshot.version,
-            duration(snapshot.age_seconds),
-            snapshot.workloads,
-            snapshot.services
-        ),
-    );
-    if let Some(age) = snapshot.view_age_seconds {
-        row("View", format!("the API server was heard {} ago", duration(age)));
-    }
-    row(
-        "Rejected",
-        match status.rejections {
-            0 => "none".to_owned(),
-            n => format!("{n} documents (see `meshctl config`)"),
-        },
-    );
-    row(
-        "Pods",
-        format!(
-            "{} of {} enrolled are captured, {} failed",
-            pods.captured, pods.enrolled, pods.failed
-        ),
-    );
-    for other in &status.other_meshes {
-        row(
-            "Other mesh",
-            format!("{} runs on this node (Pod {})", other.part, other.pod),
-        );
-    }
-    if pods.left > 0 {
-        row(
-            "",
-            format!("{} pods are left to it: their label is Istio's", pods.left),
-        );
-    }
-    if let Some(runtime) = &status.container_runtime {
-        row("Runtime", runtime.detail.clone());
-    }
-    if let Some(cni) = &status.cni {
-        row("CNI", cni_line(cni));
-    }
-    row(
-        "Connections",
-        format!(
-            "{} live, {} since the start, {} tried again",
-            connections.live, connections.opened, connections.retried
-        ),
-    );
-    row(
-        "Sessions",
-        format!(
-            "{} clients keep to an endpoint (sessionAffinity), {} forgotten early",
-            sessions.live, sessions.evicted
-        ),
-    );
-    row(
-        "Certificates",
-        format!(
-            "{} valid, {} missing{}",
-            certificates.valid,
-            certificates.missing,
-            certificates
-                .next_expiry
-                .as_ref()
-                .map(|at| format!(", the first ends {at}"))
-                .unwrap_or_default()
-        ),
-    );
-    text(table)
-}
-
-fn cni_line(cni: &CniStatus) -> String {
-    if !cni.installed {
-        return format!("NOT INSTALLED: {}", cni.detail);
-    }
-    let mut line = cni.detail.clone();
-    for call in cni.calls.iter().filter(|call| call.calls > 0) {
-        line += &format!(", {} {}", call.calls, call.result);
-    }
-    if cni.awaited > 0 {
-        line += &format!(", {} awaited", cni.awaited);
-    }
-    line
 }
 
 /// `meshctl workloads`.

@@ -1,15 +1,15 @@
 //! The plugin's question to the API server, when the agent is away: one Pod and its Namespace, with the credentials that the agent has
 //! left for it.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Request;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use tokio::time::timeout;
 
 use super::talk::PodName;
+use crate::sources::kubernetes::connect;
 
 /// How long the server may take, in all.
 const LIMIT: Duration = Duration::from_secs(4);
@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(4);
 ///
 /// # Errors
 /// Says what is in the way. No credential is in it.
-pub(super) fn documents(kubeconfig: &Path, pod: &PodName) -> Result<(String, String), String> {
+pub(super) fn documents(kubeconfig: &PathBuf, pod: &PodName) -> Result<(String, String), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -33,16 +33,8 @@ pub(super) fn documents(kubeconfig: &Path, pod: &PodName) -> Result<(String, Str
     })
 }
 
-async fn ask(kubeconfig: &Path, pod: &PodName) -> Result<(String, String), String> {
-    // A parser's words may quote the file, and with it a credential.
-    let read = Kubeconfig::read_from(kubeconfig)
-        .map_err(|_| format!("{} is missing, or no kubeconfig", kubeconfig.display()))?;
-    let mut config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
-        .await
-        .map_err(|error| format!("{} cannot be used: {error}", kubeconfig.display()))?;
-    config.connect_timeout = Some(LIMIT);
-    config.default_retry = false;
-    let client = Client::try_from(config).map_err(|error| error.to_string())?;
+async fn ask(kubeconfig: &PathBuf, pod: &PodName) -> Result<(String, String), String> {
+    let client = connect(Some(kubeconfig)).map_err(|error| error.to_string())?;
     let namespace = format!("/api/v1/namespaces/{}", pod.namespace);
     let pod = get(&client, &format!("{namespace}/pods/{}", pod.name)).await?;
     Ok((pod, get(&client, &namespace).await?))

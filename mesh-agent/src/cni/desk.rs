@@ -271,16 +271,10 @@ impl Desk {
     }
 
     fn stands(&self, uid: &WorkloadUid, inode: u64) -> Stands {
-        let name = format!("net:[{inode}]");
-        if self
-            .capture
-            .captured()
-            .get(uid)
-            .is_some_and(|(spec, current)| *current && spec.netns == name)
-        {
+        if self.capture.captured_in(uid) == Some(format!("net:[{inode}]")) {
             return Stands::Captured;
         }
-        match self.capture.states().remove(uid) {
+        match self.capture.state_of(uid) {
             Some(CaptureState::Refused(why)) => Stands::Refused(why),
             Some(CaptureState::Pending(why) | CaptureState::Absent(why)) => Stands::Pending(why),
             Some(CaptureState::Captured) | None => {
@@ -297,7 +291,7 @@ impl Desk {
         if !workload.enrolment.is_enrolled() {
             return Answer::NotEnrolled;
         }
-        match self.capture.states().remove(&workload.uid) {
+        match self.capture.state_of(&workload.uid) {
             Some(CaptureState::Captured) => Answer::Captured,
             Some(CaptureState::Refused(why) | CaptureState::Pending(why) | CaptureState::Absent(why)) => {
                 Answer::Refused(why)

@@ -84,13 +84,17 @@ pub struct Installation {
     status: Arc<Mutex<InstallationStatus>>,
     /// The binary as it was put there: inode, length, and when it was changed.
     binary: Arc<Mutex<Option<(u64, u64, i64)>>>,
+    /// What is wrong with the credentials.
+    told: Arc<Mutex<Option<String>>>,
 }
 
 impl Installation {
     /// Under these settings; `None` where they want none.
     pub fn of(settings: &Settings) -> Option<Self> {
         let kubernetes = settings.kubernetes.as_ref();
-        let kubeconfig = kubernetes.and_then(|kubernetes| kubernetes.kubeconfig.clone());
+        // As the source has it.
+        let named = || std::env::split_paths(&std::env::var_os("KUBECONFIG")?).next();
+        let kubeconfig = kubernetes.and_then(|kubernetes| kubernetes.kubeconfig.clone().or_else(named));
         Some(Self {
             cni: settings.cni.clone()?,
             socket: socket_beside(&settings.admin_socket),
@@ -99,6 +103,7 @@ impl Installation {
             kubeconfig,
             status: Arc::new(Mutex::new(InstallationStatus::Unknown)),
             binary: Arc::default(),
+            told: Arc::default(),
         })
     }
 
@@ -127,7 +132,7 @@ impl Installation {
     fn ensure(&self) -> Result<PathBuf, InstallError> {
         self.binary()?;
         if self.in_cluster {
-            self.credentials()?;
+            self.complain(self.credentials());
         }
         self.configuration()
     }
@@ -147,6 +152,19 @@ impl Installation {
             *known = seen();
         }
         Ok(())
+    }
+
+    /// Without credentials the plugin is as good as before while there is an agent. Told once.
+    fn complain(&self, credentials: Result<(), InstallError>) {
+        let now = credentials.err().map(|error| error.to_string());
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = now.as_ref().filter(|_| *told != now) {
+            warn!(
+                error,
+                "the CNI plugin cannot ask the API server when the agent is away"
+            );
+        }
+        *told = now;
     }
 
     /// What a pod is given by its kubelet, for the plugin, which runs outside of pods. The token is renewed by the kubelet.

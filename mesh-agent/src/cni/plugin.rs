@@ -199,10 +199,10 @@ fn elsewhere(configuration: &Configuration, pod: &PodName) -> Standing {
         None => Err("no API server to ask".to_owned()),
     };
     match asked {
-        Ok((document, namespace)) => match settings(configuration.entry.table.as_deref()) {
-            Some(settings) => verdict::by_documents(settings, document.as_bytes(), namespace.as_bytes(), pod),
-            None => Standing::Unknown("its identity cannot be made".to_owned()),
-        },
+        Ok((document, namespace)) => {
+            let settings = settings(configuration.entry.table.as_deref());
+            verdict::by_documents(settings, document.as_bytes(), namespace.as_bytes(), pod)
+        }
         Err(why) => match table(configuration.entry.table.as_deref()) {
             Some(table) => match verdict::by_table(&table, pod) {
                 Standing::Unknown(unknown) => Standing::Unknown(format!("{why}; {unknown}")),
@@ -217,20 +217,16 @@ fn table(path: Option<&Path>) -> Option<Table> {
     Table::read(path?).ok()
 }
 
-/// Whether a pod is enrolled depends on the last of these alone: whose Istio's label is here, as the agent knew it.
-fn settings(known: Option<&Path>) -> Option<MeshSettings> {
+/// Whether a pod is enrolled depends on one of these alone: whose Istio's label is here, as the agent knew it.
+fn settings(known: Option<&Path>) -> MeshSettings {
     let left = table(known).is_some_and(|table| table.istio_label_left);
-    Some(MeshSettings {
-        node_name: String::new(),
-        trust_domain: "cluster.local".parse().ok()?,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: String::new(),
-        cluster_domain: String::new(),
+    MeshSettings {
         istio_label: match left {
             true => IstioLabel::Leave,
             false => IstioLabel::Enrol,
         },
-    })
+        ..MeshSettings::default()
+    }
 }
 
 fn check(socket: &Path, pod: &PodName) -> Result<(), Fault> {

@@ -79,11 +79,7 @@ mod tests {
     fn settings() -> MeshSettings {
         MeshSettings {
             node_name: "n1".into(),
-            trust_domain: "cluster.local".parse().unwrap(),
-            trust_domain_aliases: Vec::new(),
-            root_namespace: "istio-system".into(),
-            cluster_domain: "cluster.local".into(),
-            istio_label: Default::default(),
+            ..MeshSettings::default()
         }
     }
 

@@ -379,11 +379,7 @@ mod tests {
         let labels = [("app".to_owned(), "order: \"1\"".to_owned())];
         let settings = MeshSettings {
             node_name: "n1".into(),
-            trust_domain: "cluster.local".parse().unwrap(),
-            trust_domain_aliases: vec![],
-            root_namespace: "istio-system".into(),
-            cluster_domain: "cluster.local".into(),
-            istio_label: Default::default(),
+            ..MeshSettings::default()
         };
         let snapshot = Snapshot::from_yaml(settings, &documents(&record("order"), &about(&labels)));
         assert_eq!(snapshot.diagnostics().rejections, []);

@@ -220,10 +220,8 @@ impl Settings {
         if node_name.trim().is_empty() {
             return Err(SettingsError::NodeName(host));
         }
-        let domain = args
-            .trust_domain
-            .or(file.trust_domain)
-            .unwrap_or_else(|| "cluster.local".into());
+        let usual = MeshSettings::default();
+        let domain = args.trust_domain.or(file.trust_domain);
         let aliases = if args.trust_domain_aliases.is_empty() {
             file.trust_domain_aliases.unwrap_or_default()
         } else {
@@ -256,7 +254,7 @@ impl Settings {
                 .unwrap_or_else(|| state_dir.join("ca")),
             ca_secret_dir: args.ca_secret_dir.or(file.ca_secret_dir),
             state_dir,
-            trust_domain: domain.parse()?,
+            trust_domain: domain.map_or(Ok(usual.trust_domain), |domain| domain.parse())?,
             trust_domain_aliases: aliases
                 .iter()
                 .map(|alias| alias.parse())
@@ -264,11 +262,11 @@ impl Settings {
             root_namespace: args
                 .root_namespace
                 .or(file.root_namespace)
-                .unwrap_or_else(|| "istio-system".into()),
+                .unwrap_or(usual.root_namespace),
             cluster_domain: args
                 .cluster_domain
                 .or(file.cluster_domain)
-                .unwrap_or_else(|| "cluster.local".into()),
+                .unwrap_or(usual.cluster_domain),
             istio_label: args.istio_label.or(file.istio_label).unwrap_or_default(),
             certificate_lifetime: args
                 .certificate_lifetime

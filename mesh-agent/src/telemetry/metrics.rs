@@ -7,12 +7,13 @@ mod discovery;
 mod kinds;
 mod meshes;
 mod policy;
+mod row;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
 
@@ -26,6 +27,8 @@ use super::process;
 use super::serve::Server;
 use super::traffic::{Room, Sample};
 pub use kinds::KindReading;
+pub(super) use row::Kind;
+use row::Row;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -178,67 +181,6 @@ impl Collector for Pulled {
         );
         families.retain(|family| !family.get_metric().is_empty());
         families
-    }
-}
-
-/// Whether a value only grows.
-#[derive(Clone, Copy)]
-pub(super) enum Kind {
-    Counter,
-    Gauge,
-}
-
-impl Kind {
-    fn family(self, name: &str, help: &str, rows: Vec<Row>) -> MetricFamily {
-        let mut family = MetricFamily::default();
-        family.set_name(name.to_owned());
-        family.set_help(help.to_owned());
-        family.set_field_type(match self {
-            Kind::Counter => MetricType::COUNTER,
-            Kind::Gauge => MetricType::GAUGE,
-        });
-        family.set_metric(rows.into_iter().map(|row| row.metric(self)).collect());
-        family
-    }
-}
-
-/// One line: labels and a value.
-struct Row {
-    labels: Vec<LabelPair>,
-    value: f64,
-}
-
-impl Row {
-    fn new(value: f64) -> Self {
-        Self {
-            labels: Vec::new(),
-            value,
-        }
-    }
-
-    fn label(mut self, name: &str, value: &str) -> Self {
-        let mut pair = LabelPair::default();
-        pair.set_name(name.to_owned());
-        pair.set_value(value.to_owned());
-        self.labels.push(pair);
-        self
-    }
-
-    fn metric(self, kind: Kind) -> Metric {
-        let mut metric = Metric::from_label(self.labels);
-        match kind {
-            Kind::Counter => {
-                let mut counter = Counter::default();
-                counter.set_value(self.value);
-                metric.set_counter(counter);
-            }
-            Kind::Gauge => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(self.value);
-                metric.set_gauge(gauge);
-            }
-        }
-        metric
     }
 }
 

@@ -84,12 +84,13 @@ fn istios_label_is_left_to_a_ztunnel_on_the_node_and_captured_pods_are_let_go() 
         // A real cluster would remove the pod, which no DaemonSet has made.
         return Ok(());
     }
+    // An empty label says nothing.
     let label = |labels: Value| {
         stage.cluster.put(json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SHOP, "labels": labels},
         }))
     };
-    label(json!({"mesh-agent.io/dataplane": null, "istio.io/dataplane-mode": "ambient"}))?;
+    label(json!({"mesh-agent.io/dataplane": "", "istio.io/dataplane-mode": "ambient"}))?;
     let mut a1 = stage.agent(&stage.n1).start()?;
     captured(&a1, &["client", "near"])?;
     let _near = App::serve(&stage.near, "talk", 8080, &["--text", "near"])?;
@@ -151,7 +152,7 @@ fn istios_label_is_left_to_a_ztunnel_on_the_node_and_captured_pods_are_let_go() 
     let analysis = a1.meshctl(&["analyze"])?;
     ensure!(analysis.to_string().contains("MESH0506"), "{analysis:#}");
 
-    label(json!({"mesh-agent.io/dataplane": null}))?;
+    label(json!({"mesh-agent.io/dataplane": ""}))?;
     captured(&a1, &[])?;
     stage.cluster.delete(&ztunnel("istio-system", &node))?;
     captured(&a1, &["client", "near"])?;

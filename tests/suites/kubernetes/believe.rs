@@ -72,8 +72,12 @@ fn without_the_right_to_read_policies_nothing_is_in_force_and_when_it_is_lost_th
     ensure!(lost["errors"]["forbidden"].as_u64() >= Some(1), "{lost:#}");
     refused(&stage.client, near)?;
     ensure!(a1.ready()?.0, "what was known is in force");
-    let config = a1.meshctl_text(&["config"])?.success()?;
-    ensure!(config.contains("what was known of it stays in force"), "{config}");
+    // The source knows at once; what is in force says so with the next snapshot.
+    wait_for("the loss is told", SOON, || {
+        let config = a1.meshctl_text(&["config"])?.success()?;
+        ensure!(config.contains("what was known of it stays in force"), "{config}");
+        Ok(())
+    })?;
     // The others are followed as before.
     let late = stage.n1.pod(SHOP, "late")?;
     stage.cluster.pod(&late.spec())?;

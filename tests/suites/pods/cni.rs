@@ -28,8 +28,13 @@ struct Answer {
 }
 
 impl Answer {
-    fn message(&self) -> &str {
-        self.document["msg"].as_str().unwrap_or_default()
+    /// It is an error with this code, and says all this.
+    fn check_refused(&self, code: u64, words: &[&str]) {
+        assert!(!self.ok && self.document["code"] == code, "{self:?}");
+        let message = self.document["msg"].as_str().unwrap_or_default();
+        for part in words {
+            assert!(message.contains(part), "{part:?}: {self:?}");
+        }
     }
 }
 
@@ -231,22 +236,12 @@ fn a_pod_that_cannot_be_captured_does_not_start_and_one_outside_the_mesh_does() 
     let forger = chain.unborn(MESH, "forger")?;
     forger.pod.netns().sysctl("ipv4/tcp_fastopen", "519")?;
     let answer = chain.add(&forger)?;
-    assert!(!answer.ok, "{answer:?}");
-    assert_eq!(answer.document["code"], 100, "{answer:?}");
-    assert!(
-        answer.message().contains("does not capture mesh/forger"),
-        "{answer:?}"
-    );
+    answer.check_refused(100, &["does not capture mesh/forger"]);
     assert_eq!(chain.calls("refused")?, 1.0);
     // Of a pod that nobody has heard of, nothing is known.
     let stranger = chain.stage.node.pod(MESH, "stranger")?;
     let answer = chain.add_as(&arguments(MESH, "stranger", "no-such-uid"), &stranger, &json!({}))?;
-    assert!(!answer.ok, "{answer:?}");
-    assert_eq!(answer.document["code"], 11, "{answer:?}");
-    assert!(
-        answer.message().contains("has not heard of the pod"),
-        "{answer:?}"
-    );
+    answer.check_refused(11, &["has not heard of the pod"]);
     assert_eq!(chain.calls("unknown")?, 1.0);
     // Namespaces that are excluded pass unseen.
     let answer = chain.add_as(&arguments("kube-system", "dns", "u"), &stranger, &json!({}))?;
@@ -283,22 +278,11 @@ fn without_an_agent_pods_outside_the_mesh_start_and_others_wait_for_one() -> Res
     let answer = chain.add(&outside)?;
     assert!(answer.ok, "{answer:?}");
     let answer = chain.add(&inside)?;
-    assert!(!answer.ok && answer.document["code"] == 11, "{answer:?}");
-    assert!(
-        answer.message().contains("it is part of the mesh")
-            && answer.message().contains("Is mesh-agent running"),
-        "{answer:?}"
-    );
+    answer.check_refused(11, &["it is part of the mesh", "Is mesh-agent running"]);
     let answer = chain.add_as(&arguments("mixed", "other", "u"), &labelled, &json!({}))?;
-    assert!(
-        !answer.ok && answer.message().contains("nobody can tell"),
-        "{answer:?}"
-    );
+    answer.check_refused(11, &["nobody can tell"]);
     let answer = chain.add_as(&arguments("unheard-of", "other", "u"), &labelled, &json!({}))?;
-    assert!(
-        !answer.ok && answer.message().contains("does not know the namespace"),
-        "{answer:?}"
-    );
+    answer.check_refused(11, &["does not know the namespace"]);
 
     // The API server knows each pod.
     let cluster = Cluster::open(&chain.stage.world)?;
@@ -320,10 +304,7 @@ fn without_an_agent_pods_outside_the_mesh_start_and_others_wait_for_one() -> Res
     other.namespace = "late".to_owned();
     cluster.pod(&other)?;
     let answer = chain.add_as("K8S_POD_NAMESPACE=late;K8S_POD_NAME=other", &labelled, &with)?;
-    assert!(
-        !answer.ok && answer.message().contains("it is part of the mesh"),
-        "{answer:?}"
-    );
+    answer.check_refused(11, &["it is part of the mesh"]);
 
     // An agent is back while the plugin waits.
     let agent = chain.stage.agent.take().context("no agent")?;

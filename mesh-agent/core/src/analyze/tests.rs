@@ -11,9 +11,7 @@ fn settings() -> MeshSettings {
         node_name: "n1".into(),
         trust_domain: "prod.example".parse().unwrap(),
         trust_domain_aliases: vec!["old.example".parse().unwrap()],
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     }
 }
 

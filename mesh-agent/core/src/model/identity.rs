@@ -39,6 +39,13 @@ impl TrustDomain {
     }
 }
 
+/// `cluster.local`, as Istio has it.
+impl Default for TrustDomain {
+    fn default() -> Self {
+        Self("cluster.local".into())
+    }
+}
+
 impl FromStr for TrustDomain {
     type Err = IdentityError;
 

@@ -5,6 +5,8 @@
 //! nothing rests on what comes later: policies, workloads, what selects them, zones, addresses, services, fronts.
 
 mod enter;
+mod services;
+mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::mem;
@@ -12,20 +14,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::addresses::Claims;
-use super::endpoints::Sources;
-use super::fronts::{self, Fronts};
+use super::fronts::Fronts;
 use super::meshes::Meshes;
-use super::mtls::{EffectiveMtls, Remark};
+use super::mtls::EffectiveMtls;
 use super::remarks::{Remarks, Topic};
 use super::spaces::Space;
 use super::zones::Zones;
-use super::{Diagnostics, Member, MeshSettings, Snapshot};
+use super::{Diagnostics, MeshSettings, Snapshot};
 use crate::authz::Applicable;
-use crate::manifest::{Accepted, NoticeKind, Origin};
-use crate::model::{
-    Enrolment, IdentityError, Object, ObjectRef, Pod, Pool, Service, ServiceRef, SpiffeId, Wish, Wishes,
-    Workload, WorkloadUid,
-};
+use crate::manifest::{Accepted, Origin};
+use crate::model::{Enrolment, Object, ObjectRef, Pod, Pool, ServiceRef, SpiffeId, Wish, Wishes, Workload};
 
 impl Snapshot {
     /// The snapshot of these objects. Where two have the same kind and name, the first holds and the conflict is reported.
@@ -216,159 +214,6 @@ impl Builder {
         }
     }
 
-    /// Policies of the root namespace are about everybody.
-    fn sort_policies(&mut self) {
-        let stale = mem::take(&mut self.stale.policies);
-        if stale.is_empty() {
-            return;
-        }
-        let root = self.made.settings.root_namespace.clone();
-        for name in &stale {
-            let remarks = self.space(name).sort_policies(&root);
-            self.remarks.set(Topic::Policies(Arc::clone(name)), remarks);
-        }
-        let mesh_wide = stale.contains(root.as_str());
-        let about = |name: &Arc<str>| mesh_wide || stale.contains(name);
-        for (_, space) in self.spaces.iter().filter(|(name, _)| about(name)) {
-            self.stale.selection.extend(space.pods.keys().cloned());
-        }
-        let all = || self.spaces.values();
-        self.made.peer_authentications = all().flat_map(|space| space.scoped.in_force()).cloned().collect();
-        self.made.authorization_policies = all().flat_map(|space| space.policies.values()).cloned().collect();
-    }
-
-    fn make_workloads(&mut self) {
-        for name in mem::take(&mut self.stale.pods) {
-            let Some(space) = self.spaces.get_mut(name.namespace.as_str()) else {
-                continue;
-            };
-            let Some(entry) = space.pods.get_mut(&name) else {
-                continue;
-            };
-            let before = entry.workload.take();
-            let made = entry
-                .pod
-                .as_ref()
-                .map(|pod| -> Result<Arc<Workload>, IdentityError> {
-                    let enrolment = enrolment(pod, space.wishes, &self.meshes);
-                    let key = (pod.namespace.clone(), pod.service_account.clone());
-                    let identity = match self.identities.get(&key) {
-                        Some(known) => known.clone(),
-                        None => {
-                            let domain = self.made.settings.trust_domain.clone();
-                            let made = SpiffeId::new(domain, &pod.namespace, &pod.service_account)?;
-                            self.identities.insert(key, made.clone());
-                            made
-                        }
-                    };
-                    let uid = WorkloadUid::new(&pod.namespace, &pod.name, &pod.uid);
-                    let same = |old: &&Arc<Workload>| {
-                        Arc::ptr_eq(&old.pod, pod) && old.enrolment == enrolment && old.identity == identity
-                    };
-                    if let Some(same) = before.as_ref().filter(same) {
-                        return Ok(Arc::clone(same));
-                    }
-                    Ok(Arc::new(Workload {
-                        uid,
-                        identity,
-                        enrolment,
-                        pod: Arc::clone(pod),
-                    }))
-                });
-            let (after, remarks) = match made.transpose() {
-                Ok(after) => (after, Vec::new()),
-                Err(error) => (None, vec![unidentified(&name, &error)]),
-            };
-            entry.workload = after.clone();
-            if entry.pod.is_none() {
-                space.pods.remove(&name);
-            }
-            self.remarks.set(Topic::Pod(Arc::clone(&name)), remarks);
-            self.replace_workload(&name, before, after);
-        }
-    }
-
-    fn replace_workload(
-        &mut self,
-        name: &Arc<ObjectRef>,
-        before: Option<Arc<Workload>>,
-        after: Option<Arc<Workload>>,
-    ) {
-        let touched = &mut self.stale.addresses;
-        if let (Some(new), Some(old)) = (&after, &before)
-            && Arc::ptr_eq(new, old)
-        {
-            return;
-        }
-        if let Some(new) = &after {
-            self.claims.add(new, touched);
-        }
-        if let Some(old) = &before {
-            self.claims.remove(old, touched);
-            if after.as_ref().is_none_or(|new| new.uid != old.uid) {
-                self.made.members.remove(&old.uid);
-            }
-        }
-        let node = self.made.settings.node_name.as_str();
-        let is_local = |one: &&Arc<Workload>| one.node == node;
-        if before.iter().chain(&after).any(|one| is_local(&one)) {
-            let local = Arc::make_mut(&mut self.made.local);
-            before.iter().for_each(|old| drop(local.remove(&old.uid)));
-            let new = after.as_ref().filter(is_local);
-            local.extend(new.map(|new| (new.uid.clone(), Arc::clone(new))));
-        }
-        self.stale.selection.insert(Arc::clone(name));
-    }
-
-    /// Works out which policies count for the pods that may have others now.
-    fn select(&mut self) {
-        let nothing = Space::default();
-        let root = self.spaces.get(self.made.settings.root_namespace.as_str());
-        let root = root.unwrap_or(&nothing);
-        for name in mem::take(&mut self.stale.selection) {
-            let mut remarks = Vec::new();
-            let space = self.spaces.get(name.namespace.as_str()).unwrap_or(&nothing);
-            let entry = space.pods.get(&name);
-            if let Some(workload) = entry.and_then(|entry| entry.workload.as_ref()) {
-                let labels = &workload.labels;
-                let mtls = space.scoped.effective(root.scoped.whole(), labels, &mut remarks);
-                let authz = space.selection.applicable(&root.selection.mesh, labels);
-                let member = Member {
-                    workload: Arc::clone(workload),
-                    mtls: self.accepting.one(mtls.into()),
-                    authz: self.selected.one(authz.into()),
-                };
-                self.made.members.insert(workload.uid.clone(), member);
-            }
-            self.remarks.set(Topic::Overlaps(name), remarks);
-        }
-    }
-
-    /// A node that stands elsewhere: its endpoints are looked for everywhere, which is rare enough.
-    fn make_zones(&mut self) {
-        let mut moved = BTreeSet::new();
-        for node in mem::take(&mut self.stale.zones) {
-            let zone = self.zones.of(&node);
-            if zone.as_ref() != self.made.zones.get(&node) {
-                self.made.zones.set(Arc::clone(&node), zone);
-                moved.insert(node);
-            }
-        }
-        if moved.is_empty() {
-            return;
-        }
-        for service in self.made.services.values() {
-            let mut nodes = service
-                .endpoints
-                .values()
-                .flatten()
-                .filter_map(|e| e.node.as_ref());
-            if nodes.any(|node| moved.contains(node)) {
-                self.stale.services.insert(service.name.clone());
-            }
-        }
-    }
-
     fn judge_addresses(&mut self) {
         for address in &self.stale.addresses {
             let outcome = self.claims.judge(*address);
@@ -395,82 +240,6 @@ impl Builder {
         }
     }
 
-    fn make_services(&mut self) {
-        for name in mem::take(&mut self.stale.services) {
-            let made = self.service(&name);
-            let before = self.made.services.get(&name).cloned();
-            if before.as_deref() != made.as_ref() {
-                let ends = |service: Option<&Service>| -> BTreeSet<IpAddr> {
-                    let endpoints = service.into_iter().flat_map(|s| s.endpoints.values().flatten());
-                    endpoints.map(|endpoint| endpoint.address.ip()).collect()
-                };
-                let (old, new) = (ends(before.as_deref()), ends(made.as_ref()));
-                for address in old.difference(&new) {
-                    if let Some(services) = self.services_at.get_mut(address) {
-                        services.retain(|one| *one != name);
-                        if services.is_empty() {
-                            self.services_at.remove(address);
-                        }
-                    }
-                }
-                for address in new.difference(&old) {
-                    let services = self
-                        .services_at
-                        .entry(*address)
-                        .or_insert_with(|| Vec::with_capacity(1));
-                    let at = services.partition_point(|one| *one < name);
-                    services.insert(at, name.clone());
-                }
-                self.stale.ends.extend(old);
-                self.stale.ends.extend(new);
-                self.made.services.set(name.clone(), made.map(Arc::new));
-            }
-            self.lead(&name);
-        }
-    }
-
-    fn service(&self, name: &ServiceRef) -> Option<Service> {
-        let space = self.spaces.get(&name.namespace)?;
-        let spec = space
-            .services
-            .get(&name.name)
-            .filter(|spec| !spec.external_name)?;
-        let sources = Sources {
-            pods: space.live(),
-            slices: space.slices.get(&*name.name),
-            workload_at: |address| self.made.by_address.get(&address).cloned(),
-            zone_of: |node: &str| self.made.zones.get(node).cloned(),
-            cluster_domain: &self.made.settings.cluster_domain,
-        };
-        Some(sources.service(spec))
-    }
-
-    /// Keeps the ClusterIPs of a service that leads to somebody enrolled.
-    fn lead(&mut self, name: &ServiceRef) {
-        let meshed = |service: &&Arc<Service>| {
-            let mut endpoints = service.endpoints.values().flatten();
-            endpoints.any(|endpoint| self.meshed.contains(&endpoint.address.ip()))
-        };
-        let service = self.made.services.get(name).filter(meshed);
-        let new = service.map_or(Vec::new(), |service| service.vips.clone());
-        for vip in &new {
-            *self.leads.entry(*vip).or_default() += 1;
-            self.stale.enrolled.insert(*vip);
-        }
-        let old = match new.is_empty() {
-            true => self.leading.remove(name),
-            false => self.leading.insert(name.clone(), new),
-        };
-        for vip in old.into_iter().flatten() {
-            let count = self.leads.entry(vip).or_default();
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.leads.remove(&vip);
-            }
-            self.stale.enrolled.insert(vip);
-        }
-    }
-
     fn make_fronts(&mut self) {
         for address in mem::take(&mut self.stale.addresses) {
             let pod = self.made.by_address.get(&address);
@@ -479,21 +248,6 @@ impl Builder {
             let external = (!leads.external.is_empty()).then(|| Arc::new(leads.external));
             self.made.by_external.set(address, external);
             self.remarks.set(Topic::Front(address), leads.remarks);
-        }
-    }
-
-    fn make_endpoints(&mut self) {
-        for address in mem::take(&mut self.stale.ends) {
-            let owner = self.made.by_address.get(&address);
-            let local = owner.is_some_and(|owner| owner.node == self.made.settings.node_name);
-            let names = self.services_at.get(&address).filter(|_| local);
-            let services = names
-                .into_iter()
-                .flatten()
-                .filter_map(|name| self.made.services.get(name));
-            let behind = fronts::behind(address, services);
-            let behind = (!behind.is_empty()).then(|| Arc::new(behind));
-            self.made.by_endpoint.set(address, behind);
         }
     }
 
@@ -534,11 +288,7 @@ impl Builder {
     }
 }
 
-fn unidentified(name: &ObjectRef, error: &IdentityError) -> Remark {
-    let message = format!("it can have no identity and is no workload: {error}");
-    (name.clone(), NoticeKind::Ignored, message)
-}
-
+/// Whether a pod is part of the mesh, and why not.
 pub(super) fn enrolment(pod: &Pod, namespace: Wishes, meshes: &Meshes) -> Enrolment {
     let left = meshes.istio_label_left(&pod.node);
     let wish = |with_istio| pod.wishes.wish(with_istio).or(namespace.wish(with_istio));

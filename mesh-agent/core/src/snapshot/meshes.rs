@@ -204,11 +204,8 @@ mod tests {
     fn snapshot(label: IstioLabel, yaml: &str) -> Snapshot {
         let settings = MeshSettings {
             node_name: "n1".into(),
-            trust_domain: "cluster.local".parse().unwrap(),
-            trust_domain_aliases: Vec::new(),
-            root_namespace: "istio-system".into(),
-            cluster_domain: "cluster.local".into(),
             istio_label: label,
+            ..MeshSettings::default()
         };
         let snapshot = Snapshot::from_yaml(settings, yaml);
         assert_eq!(snapshot.diagnostics().rejections, []);

@@ -56,6 +56,20 @@ pub struct MeshSettings {
     pub istio_label: IstioLabel,
 }
 
+/// Those of an agent that is told nothing; of no node.
+impl Default for MeshSettings {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            trust_domain: TrustDomain::default(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            istio_label: IstioLabel::default(),
+        }
+    }
+}
+
 /// A workload and what is worked out for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {

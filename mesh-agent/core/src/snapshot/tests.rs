@@ -10,11 +10,7 @@ use crate::model::{Enrolment, Scope};
 fn settings() -> MeshSettings {
     MeshSettings {
         node_name: "node-1".into(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        trust_domain_aliases: Vec::new(),
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     }
 }
 

@@ -8,11 +8,7 @@ use crate::identity::{CertificateState, EmbeddedCa, IdentityOptions};
 fn settings() -> MeshSettings {
     MeshSettings {
         node_name: "n1".into(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        trust_domain_aliases: vec![],
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     }
 }
 

@@ -1,6 +1,7 @@
 use mesh_core::snapshot::MeshSettings;
 
 use super::*;
+use crate::identity;
 
 const MESH: &str = "
 apiVersion: v1
@@ -40,11 +41,7 @@ spec: {mtls: {mode: STRICT}}
 fn snapshot() -> Snapshot {
     let settings = MeshSettings {
         node_name: "n1".into(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        trust_domain_aliases: vec![],
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     };
     Snapshot::from_yaml(settings, MESH)
 }
@@ -131,19 +128,19 @@ fn readiness_waits_for_local_enrolled_pods_that_can_be_captured() {
 
 #[test]
 fn readiness_waits_for_certificates_and_repeats_what_the_issuer_said() {
-    let readiness = |state, error| certificate_readiness(Some(&certificate_status(state, error)));
+    let readiness = |state, error| certificates::readiness(Some(&certificate_status(state, error)));
     use identity::CertificateState::{Expired, Pending, RenewalFailing};
     assert!(readiness(RenewalFailing, Some("away")).is_ok());
     assert_eq!(readiness(Pending, Some("away")), Err("away".into()));
     assert_eq!(readiness(Pending, None), Err("it is being issued".into()));
     assert!(readiness(Expired, None).is_err());
-    assert!(certificate_readiness(None).is_err());
+    assert!(certificates::readiness(None).is_err());
 }
 
 #[test]
 fn certificates_show_their_times() {
     let now = Timestamp::from_second(1_800_086_410).unwrap();
-    let shown = certificate(
+    let shown = certificates::entry(
         certificate_status(identity::CertificateState::Expired, Some("away")),
         now,
     );
@@ -154,7 +151,7 @@ fn certificates_show_their_times() {
         certificate_status(identity::CertificateState::Valid, None),
         certificate_status(identity::CertificateState::Expired, None),
     ];
-    let counts = certificate_counts(&all);
+    let counts = certificates::counts(&all);
     assert_eq!((counts.valid, counts.missing), (1, 1));
     assert_eq!(counts.next_expiry.as_deref(), Some("2027-01-16T08:00:00Z"));
 }

@@ -14,6 +14,18 @@ impl Capture {
         self.state().reported.clone()
     }
 
+    /// How far this one is captured.
+    pub fn state_of(&self, uid: &WorkloadUid) -> Option<CaptureState> {
+        self.state().reported.get(uid).cloned()
+    }
+
+    /// The network namespace in which this one is captured now, as the kernel names it where it was found.
+    pub fn captured_in(&self, uid: &WorkloadUid) -> Option<String> {
+        let state = self.state();
+        let pod = state.pods.get(uid).filter(|pod| pod.is_current())?;
+        Some(pod.spec.netns.clone())
+    }
+
     pub(in crate::capture) fn report(&self, states: BTreeMap<WorkloadUid, CaptureState>) {
         self.state().reported = states;
     }

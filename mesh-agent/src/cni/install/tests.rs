@@ -26,6 +26,7 @@ impl Host {
             in_cluster: false,
             status: Arc::new(Mutex::new(InstallationStatus::Unknown)),
             binary: Arc::default(),
+            told: Arc::default(),
         };
         Self { dir, installation }
     }

@@ -119,6 +119,16 @@ impl Access {
     }
 }
 
+/// A client of the server that `kubeconfig` names, or else `KUBECONFIG`, or else a pod's service account. To be called within the runtime
+/// that the requests run on.
+///
+/// # Errors
+/// When nothing of that can be used. No credential is in the words.
+pub fn connect(kubeconfig: Option<&PathBuf>) -> Result<Client, AccessError> {
+    let (_, config) = read(kubeconfig)?;
+    Ok(client(config)?.0)
+}
+
 fn read(kubeconfig: Option<&PathBuf>) -> Result<(String, Config), AccessError> {
     let (origin, found) = match kubeconfig {
         Some(path) => (path.display().to_string(), Kubeconfig::read_from(path).map(Some)),

@@ -35,7 +35,7 @@ use self::holdings::{Holdings, Reading};
 use self::request::Requests;
 use super::{Changes, ConfigurationSource, KindBoard, ReportSink, RunningSource, SourceError};
 
-pub use self::access::AccessError;
+pub use self::access::{AccessError, connect};
 
 /// How to follow a cluster.
 #[derive(Clone, Debug)]

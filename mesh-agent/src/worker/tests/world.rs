@@ -149,11 +149,7 @@ pub(super) struct World {
 pub(super) fn settings() -> MeshSettings {
     MeshSettings {
         node_name: "node".to_owned(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        trust_domain_aliases: Vec::new(),
-        root_namespace: "istio-system".to_owned(),
-        cluster_domain: "cluster.local".to_owned(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     }
 }
 

@@ -64,11 +64,7 @@ spec: {mtls: {mode: STRICT}}
 fn snapshot(more: &str) -> Snapshot {
     let settings = MeshSettings {
         node_name: "n1".into(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        trust_domain_aliases: Vec::new(),
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     };
     let snapshot = Snapshot::from_yaml(settings, &format!("{MESH}{more}"));
     assert!(snapshot.diagnostics().rejections.is_empty());

@@ -15,11 +15,8 @@ use crate::snapshot::{MeshSettings, Snapshot};
 fn settings() -> MeshSettings {
     MeshSettings {
         node_name: "node-1".into(),
-        trust_domain: "cluster.local".parse().unwrap(),
         trust_domain_aliases: vec!["old.example".parse().unwrap()],
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     }
 }
 

@@ -6,11 +6,7 @@ use crate::snapshot::{MeshSettings, Snapshot};
 fn build(documents: &[String]) -> Snapshot {
     let settings = MeshSettings {
         node_name: "node-1".into(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        trust_domain_aliases: Vec::new(),
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     };
     let pod = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop, labels: {app: a}}, status: {podIP: 198.18.0.1}}\n";
     Snapshot::from_yaml(settings, &(pod.to_owned() + &documents.concat()))

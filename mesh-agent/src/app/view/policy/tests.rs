@@ -47,11 +47,7 @@ spec: {action: PERHAPS}
 fn snapshot() -> Snapshot {
     let settings = MeshSettings {
         node_name: "n1".into(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        trust_domain_aliases: Vec::new(),
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        istio_label: Default::default(),
+        ..MeshSettings::default()
     };
     Snapshot::from_yaml(settings, MESH)
 }
