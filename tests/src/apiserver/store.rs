@@ -120,14 +120,18 @@ impl Store {
         self.objects.get(key).cloned().ok_or_else(|| not_found(key))
     }
 
-    pub(super) fn create(&mut self, key: Key, mut object: Value) -> Result<Arc<Value>, Refusal> {
+    pub(super) fn create(&mut self, key: Key, object: Value) -> Result<Arc<Value>, Refusal> {
+        self.uids += 1;
+        let uid = format!("00000000-0000-4000-8000-{:012x}", self.uids);
+        self.create_as(uid, key, object)
+    }
+
+    fn create_as(&mut self, uid: String, key: Key, mut object: Value) -> Result<Arc<Value>, Refusal> {
         if self.objects.contains_key(&key) {
             let (resource, _, name) = &key;
             let message = format!("{} {name:?} already exists", plural(resource));
             return Err(Refusal::new(409, "AlreadyExists", message));
         }
-        self.uids += 1;
-        let uid = format!("00000000-0000-4000-8000-{:012x}", self.uids);
         let meta = &mut object["metadata"];
         meta["uid"] = uid.into();
         meta["generation"] = 1.into();
@@ -139,14 +143,18 @@ impl Store {
         Ok(self.set(key, object))
     }
 
-    /// Makes an object, or puts this one in its place; of its metadata what the server owns stays.
+    /// Makes an object, under its uid if it has one, or puts this one in its place; of its metadata what the server owns stays.
     pub(super) fn put(&mut self, key: Key, object: Value) {
         let replaced = self.update(&key, |old| {
             *old = object.clone();
             Ok(())
         });
         if replaced.is_err() {
-            drop(self.create(key, object));
+            let uid = object["metadata"]["uid"].as_str().map(str::to_owned);
+            drop(match uid {
+                Some(uid) => self.create_as(uid, key, object),
+                None => self.create(key, object),
+            });
         }
     }
 

@@ -194,27 +194,7 @@ impl Cluster {
     /// # Errors
     /// When the server refuses.
     pub fn pod(&self, pod: &PodSpec) -> Result<()> {
-        let addresses: Vec<Value> = pod.addresses.iter().map(|ip| json!({"ip": ip})).collect();
-        let labels: serde_json::Map<String, Value> = pod
-            .labels
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone().into()))
-            .collect();
-        self.put(json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "name": pod.name, "namespace": pod.namespace, "labels": labels,
-                "annotations": {"mesh-agent.io/netns": pod.netns, "mesh-agent.io/cgroup": pod.cgroup},
-            },
-            "spec": {
-                "nodeName": pod.node, "serviceAccountName": pod.service_account,
-                "containers": [{"name": "app", "image": "none"}],
-            },
-            "status": {
-                "phase": "Running", "podIP": pod.addresses.first(), "podIPs": addresses,
-                "conditions": [{"type": "Ready", "status": "True"}],
-            },
-        }))
+        self.put(pod.document())
     }
 
     /// The CustomResourceDefinition of an Istio security kind, served in `versions`.

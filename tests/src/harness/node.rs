@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
 
 use super::cgroup::Cgroup;
 use super::netns::Netns;
@@ -213,6 +214,43 @@ pub struct PodSpec {
     pub uid: String,
     /// `metadata.annotations`, besides those that place it.
     pub annotations: Vec<(String, String)>,
+}
+
+impl PodSpec {
+    /// Its document as an API server has it, with the status that a kubelet reports.
+    pub fn document(&self) -> Value {
+        let addresses: Vec<Value> = self.addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        let texts = |pairs: &[(String, String)]| -> Map<String, Value> {
+            let pairs = pairs.iter().cloned();
+            pairs.map(|(key, value)| (key, value.into())).collect()
+        };
+        let mut annotations = texts(&self.annotations);
+        if self.netns != Path::new("") {
+            annotations.insert("mesh-agent.io/netns".to_owned(), json!(self.netns));
+            annotations.insert("mesh-agent.io/cgroup".to_owned(), json!(self.cgroup));
+        }
+        let mut document = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": self.name, "namespace": self.namespace, "labels": texts(&self.labels), "annotations": annotations,
+            },
+            "spec": {
+                "nodeName": self.node, "serviceAccountName": self.service_account,
+                "containers": [{"name": "app", "image": "none"}],
+            },
+            "status": {
+                "phase": "Running", "podIP": self.addresses.first(), "podIPs": addresses,
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        });
+        if !self.uid.is_empty() {
+            document["metadata"]["uid"] = json!(self.uid);
+        }
+        if self.addresses.is_empty() {
+            document["status"] = json!({"phase": "Pending"});
+        }
+        document
+    }
 }
 
 /// A pod: a namespace behind a node, and a cgroup.

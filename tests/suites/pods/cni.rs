@@ -1,159 +1,64 @@
 //! The CNI plugin: pods are captured before their first process, with and without containerd, and what happens when the agent is away. Where
 //! no runtime is at work, the test calls the plugin as libcni does.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{Cluster, MESH, Pod, agent_binary, attached_to, wait_for};
+use anyhow::{Context, Result, anyhow, bail};
+use mesh_tests::harness::{
+    Cluster, CniAnswer, CniPlugin, KubePod, Layout, MESH, agent_binary, attached_to, cni_arguments, cni_list,
+    new_uid, wait_for,
+};
 use serde_json::{Value, json};
 
 use crate::containerd::Containerd;
-use crate::stage::{KubePod, Layout, SOON, Stage, uid};
+use crate::stage::{SOON, Stage};
 
 /// A node with the plugin installed, and a kubelet's pods.
 struct Chain {
     stage: Stage,
-    conf: PathBuf,
-    bin: PathBuf,
+    plugin: CniPlugin,
 }
 
-/// What the plugin answered.
-#[derive(Debug)]
-struct Answer {
-    ok: bool,
-    document: Value,
-}
-
-impl Answer {
-    /// It is an error with this code, and says all this.
-    fn check_refused(&self, code: u64, words: &[&str]) {
-        assert!(!self.ok && self.document["code"] == code, "{self:?}");
-        let message = self.document["msg"].as_str().unwrap_or_default();
-        for part in words {
-            assert!(message.contains(part), "{part:?}: {self:?}");
-        }
+/// It is an error with this code, and says all this.
+fn check_refused(answer: &CniAnswer, code: u64, words: &[&str]) {
+    assert!(!answer.ok && answer.document["code"] == code, "{answer:?}");
+    let message = answer.document["msg"].as_str().unwrap_or_default();
+    for part in words {
+        assert!(message.contains(part), "{part:?}: {answer:?}");
     }
 }
-
-const OWN: &str = "10-test-mesh-agent.conflist";
 
 impl Chain {
     fn start() -> Result<Self> {
+        let mut plugin = Err(anyhow!("no agent was made"));
         let stage = Stage::with(|agent| {
-            let dir = agent.ca_dir().parent().unwrap_or(agent.ca_dir()).to_owned();
-            let (conf, bin) = (dir.join("net.d"), dir.join("bin"));
-            std::fs::create_dir_all(&conf).ok();
-            std::fs::create_dir_all(&bin).ok();
-            std::fs::write(conf.join("10-test.conflist"), primary("one").to_string()).ok();
-            agent
-                .env("MESH_AGENT_CNI", "true")
-                .arg("--cni-conf-dir", &conf.to_string_lossy())
-                .arg("--cni-bin-dir", &bin.to_string_lossy())
-                .arg("--cni-wait", "3s")
+            let dir = agent.ca_dir().parent().unwrap_or(agent.ca_dir());
+            plugin = CniPlugin::prepare(dir, "one");
+            match &plugin {
+                Ok(plugin) => plugin.installed_by(agent).arg("--cni-wait", "3s"),
+                Err(_) => agent,
+            }
         })?;
         let chain = Self {
-            conf: stage.world.dir().join("net.d"),
-            bin: stage.world.dir().join("bin"),
+            plugin: plugin?,
             stage,
         };
-        chain.wait_installed("one")?;
+        chain.plugin.wait_installed("one")?;
         Ok(chain)
     }
 
-    fn wait_installed(&self, name: &str) -> Result<Value> {
-        wait_for("the plugin is installed", SOON, || {
-            let list: Value = serde_json::from_slice(&std::fs::read(self.conf.join(OWN))?)?;
-            if list["name"] == name {
-                Ok(list)
-            } else {
-                bail!("{list:#}")
-            }
-        })
-    }
-
-    /// What the plugin is given on standard input, as libcni makes it of the list.
-    fn configuration(&self, more: &Value) -> Result<Value> {
-        let list: Value = serde_json::from_slice(&std::fs::read(self.conf.join(OWN))?)?;
-        let plugins = list["plugins"].as_array().context("no plugins")?;
-        let mut entry = plugins.last().context("no plugin")?.clone();
-        entry["cniVersion"] = list["cniVersion"].clone();
-        entry["name"] = list["name"].clone();
-        if let (Some(entry), Some(more)) = (entry.as_object_mut(), more.as_object()) {
-            entry.extend(more.clone());
-        }
-        Ok(entry)
-    }
-
-    fn call(&self, command: &str, arguments: &str, netns: &Path, configuration: &Value) -> Result<Answer> {
-        let input = self.stage.world.dir().join("stdin.json");
-        std::fs::write(&input, configuration.to_string())?;
-        let done = Command::new(self.bin.join("mesh-agent-cni"))
-            .env_clear()
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", container(arguments))
-            .env("CNI_NETNS", netns)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_ARGS", arguments)
-            .env("CNI_PATH", &self.bin)
-            .stdin(Stdio::from(File::open(&input)?))
-            .output()
-            .context("the plugin cannot be run")?;
-        let text = String::from_utf8_lossy(&done.stdout);
-        let document = if text.trim().is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_str(&text).with_context(|| text.to_string())?
-        };
-        Ok(Answer {
-            ok: done.status.success(),
-            document,
-        })
-    }
-
     /// ADD for a pod of the harness, which has got its address.
-    fn add(&self, pod: &KubePod) -> Result<Answer> {
-        self.add_as(
-            &arguments(pod.pod.spec().namespace.as_str(), pod.pod.name(), &pod.uid),
-            &pod.pod,
-            &json!({}),
-        )
-    }
-
-    fn add_as(&self, arguments: &str, pod: &Pod, more: &Value) -> Result<Answer> {
-        let result = json!({
-            "cniVersion": "1.0.0",
-            "interfaces": [{ "name": "eth0", "sandbox": pod.netns().path() }],
-            "ips": [{ "interface": 0, "address": format!("{}/32", pod.ip4()) }],
-        });
-        let mut configuration = self.configuration(more)?;
-        configuration["prevResult"] = result.clone();
-        let answer = self.call("ADD", arguments, pod.netns().path(), &configuration)?;
-        if answer.ok {
-            assert_eq!(answer.document, result, "the result before is passed on");
-        }
-        Ok(answer)
+    fn add(&self, pod: &KubePod) -> Result<CniAnswer> {
+        let arguments = cni_arguments(pod.pod.spec().namespace.as_str(), pod.pod.name(), &pod.uid);
+        self.plugin.add(&arguments, &pod.pod, &json!({}))
     }
 
     /// A pod as it is when its CNI is called: its cgroup and its namespace, no process, and a document without an address.
     fn unborn(&self, namespace: &str, name: &str) -> Result<KubePod> {
         let pod = self.stage.node.pod(namespace, name)?;
-        let uid = uid();
-        let cgroup = self
-            .stage
-            .node
-            .cgroup()
-            .child(&format!("kubepods/burstable/pod{uid}"))?;
-        let made = KubePod {
-            pause: None,
-            containers: Vec::new(),
-            cgroup,
-            layout: Layout::Burstable,
-            uid,
-            pod,
-        };
+        let made = KubePod::new(&self.stage.node, pod, Layout::Burstable, &new_uid())?;
         let mut spec = made.spec();
         spec.addresses.clear();
         self.stage.config.pod(&spec)?;
@@ -164,21 +69,6 @@ impl Chain {
         let metrics = self.stage.agent()?.metrics()?;
         Ok(metrics.sum("mesh_agent_cni_calls_total", &[("result", result)]))
     }
-}
-
-fn primary(name: &str) -> Value {
-    json!({ "cniVersion": "1.0.0", "name": name, "plugins": [{ "type": "bridge", "bridge": "cni0" }] })
-}
-
-fn arguments(namespace: &str, name: &str, uid: &str) -> String {
-    format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_UID={uid}")
-}
-
-fn container(arguments: &str) -> String {
-    let bytes = arguments.bytes().fold(7_u64, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(u64::from(byte))
-    });
-    format!("{bytes:064x}")
 }
 
 #[test]
@@ -215,9 +105,14 @@ fn a_pod_is_captured_before_any_process_of_it_is_there() -> Result<()> {
     assert_eq!(chain.stage.workload("newborn")?["capture"], "captured");
     // It goes: nothing of ours stays on its cgroup.
     pod.end();
-    let delete = chain.configuration(&json!({}))?;
-    let arguments = arguments(MESH, "newborn", &pod.uid);
-    assert!(chain.call("DEL", &arguments, pod.pod.netns().path(), &delete)?.ok);
+    let delete = chain.plugin.configuration(&json!({}))?;
+    let arguments = cni_arguments(MESH, "newborn", &pod.uid);
+    assert!(
+        chain
+            .plugin
+            .call("DEL", &arguments, pod.pod.netns().path(), &delete)?
+            .ok
+    );
     chain.stage.wait("newborn", |w| w["capture"] == "pending")?;
     assert!(attached_to(pod.cgroup.path())?.is_empty());
     Ok(())
@@ -236,15 +131,21 @@ fn a_pod_that_cannot_be_captured_does_not_start_and_one_outside_the_mesh_does() 
     let forger = chain.unborn(MESH, "forger")?;
     forger.pod.netns().sysctl("ipv4/tcp_fastopen", "519")?;
     let answer = chain.add(&forger)?;
-    answer.check_refused(100, &["does not capture mesh/forger"]);
+    check_refused(&answer, 100, &["does not capture mesh/forger"]);
     assert_eq!(chain.calls("refused")?, 1.0);
     // Of a pod that nobody has heard of, nothing is known.
     let stranger = chain.stage.node.pod(MESH, "stranger")?;
-    let answer = chain.add_as(&arguments(MESH, "stranger", "no-such-uid"), &stranger, &json!({}))?;
-    answer.check_refused(11, &["has not heard of the pod"]);
+    let answer = chain.plugin.add(
+        &cni_arguments(MESH, "stranger", "no-such-uid"),
+        &stranger,
+        &json!({}),
+    )?;
+    check_refused(&answer, 11, &["has not heard of the pod"]);
     assert_eq!(chain.calls("unknown")?, 1.0);
     // Namespaces that are excluded pass unseen.
-    let answer = chain.add_as(&arguments("kube-system", "dns", "u"), &stranger, &json!({}))?;
+    let answer = chain
+        .plugin
+        .add(&cni_arguments("kube-system", "dns", "u"), &stranger, &json!({}))?;
     assert!(answer.ok, "{answer:?}");
     Ok(())
 }
@@ -263,7 +164,7 @@ fn without_an_agent_pods_outside_the_mesh_start_and_others_wait_for_one() -> Res
         .push(("mesh-agent.io/dataplane".to_owned(), "enabled".to_owned()));
     chain.stage.config.pod(&spec)?;
     wait_for("the table is written", SOON, || {
-        let path = chain.configuration(&json!({}))?["table"]
+        let path = chain.plugin.configuration(&json!({}))?["table"]
             .as_str()
             .map(PathBuf::from);
         let table: Value = serde_json::from_slice(&std::fs::read(path.context("no table")?)?)?;
@@ -278,11 +179,15 @@ fn without_an_agent_pods_outside_the_mesh_start_and_others_wait_for_one() -> Res
     let answer = chain.add(&outside)?;
     assert!(answer.ok, "{answer:?}");
     let answer = chain.add(&inside)?;
-    answer.check_refused(11, &["it is part of the mesh", "Is mesh-agent running"]);
-    let answer = chain.add_as(&arguments("mixed", "other", "u"), &labelled, &json!({}))?;
-    answer.check_refused(11, &["nobody can tell"]);
-    let answer = chain.add_as(&arguments("unheard-of", "other", "u"), &labelled, &json!({}))?;
-    answer.check_refused(11, &["does not know the namespace"]);
+    check_refused(&answer, 11, &["it is part of the mesh", "Is mesh-agent running"]);
+    let answer = chain
+        .plugin
+        .add(&cni_arguments("mixed", "other", "u"), &labelled, &json!({}))?;
+    check_refused(&answer, 11, &["nobody can tell"]);
+    let answer = chain
+        .plugin
+        .add(&cni_arguments("unheard-of", "other", "u"), &labelled, &json!({}))?;
+    check_refused(&answer, 11, &["does not know the namespace"]);
 
     // The API server knows each pod.
     let cluster = Cluster::open(&chain.stage.world)?;
@@ -297,14 +202,20 @@ fn without_an_agent_pods_outside_the_mesh_start_and_others_wait_for_one() -> Res
     other.name = "other".to_owned();
     cluster.pod(&other)?;
     let with = json!({ "kubeconfig": kubeconfig });
-    let answer = chain.add_as("K8S_POD_NAMESPACE=mixed;K8S_POD_NAME=other", &labelled, &with)?;
+    let answer = chain
+        .plugin
+        .add("K8S_POD_NAMESPACE=mixed;K8S_POD_NAME=other", &labelled, &with)?;
     assert!(answer.ok, "{answer:?}");
-    let answer = chain.add_as("K8S_POD_NAMESPACE=mixed;K8S_POD_NAME=nobody", &labelled, &with)?;
+    let answer = chain
+        .plugin
+        .add("K8S_POD_NAMESPACE=mixed;K8S_POD_NAME=nobody", &labelled, &with)?;
     assert!(!answer.ok, "{answer:?}");
     other.namespace = "late".to_owned();
     cluster.pod(&other)?;
-    let answer = chain.add_as("K8S_POD_NAMESPACE=late;K8S_POD_NAME=other", &labelled, &with)?;
-    answer.check_refused(11, &["it is part of the mesh"]);
+    let answer = chain
+        .plugin
+        .add("K8S_POD_NAMESPACE=late;K8S_POD_NAME=other", &labelled, &with)?;
+    check_refused(&answer, 11, &["it is part of the mesh"]);
 
     // An agent is back while the plugin waits.
     let agent = chain.stage.agent.take().context("no agent")?;
@@ -327,8 +238,10 @@ fn a_sandbox_that_was_announced_outlives_the_agent_that_heard_of_it() -> Result<
     let shown = chain.stage.wait_captured("newborn")?;
     assert_eq!(shown["sandbox"]["found_by"], "cni", "{shown:#}");
     // Garbage collection says that it is gone.
-    let nothing = chain.configuration(&json!({ "cni.dev/valid-attachments": [] }))?;
-    assert!(chain.call("GC", "", Path::new(""), &nothing)?.ok);
+    let nothing = chain
+        .plugin
+        .configuration(&json!({ "cni.dev/valid-attachments": [] }))?;
+    assert!(chain.plugin.call("GC", "", Path::new(""), &nothing)?.ok);
     chain.stage.wait("newborn", |w| w["capture"] == "pending")?;
     assert!(attached_to(pod.cgroup.path())?.is_empty());
     Ok(())
@@ -337,16 +250,19 @@ fn a_sandbox_that_was_announced_outlives_the_agent_that_heard_of_it() -> Result<
 #[test]
 fn the_clusters_configuration_is_followed_and_nothing_is_left_at_the_end() -> Result<()> {
     let mut chain = Chain::start()?;
-    let list = chain.wait_installed("one")?;
-    assert_eq!(list["plugins"][0], primary("one")["plugins"][0]);
+    let list = chain.plugin.wait_installed("one")?;
+    assert_eq!(list["plugins"][0], cni_list("one")["plugins"][0]);
     assert_eq!(list["plugins"][1]["type"], "mesh-agent-cni");
     // Its own CNI writes it anew, and somebody removes ours.
-    std::fs::write(chain.conf.join("10-test.conflist"), primary("two").to_string())?;
-    chain.wait_installed("two")?;
-    std::fs::remove_file(chain.conf.join(OWN))?;
-    chain.wait_installed("two")?;
+    std::fs::write(
+        chain.plugin.conf.join("10-test.conflist"),
+        cni_list("two").to_string(),
+    )?;
+    chain.plugin.wait_installed("two")?;
+    std::fs::remove_file(chain.plugin.own_list())?;
+    chain.plugin.wait_installed("two")?;
     // What cannot be read leaves what was: the runtime goes on with it.
-    std::fs::write(chain.conf.join("10-test.conflist"), "{")?;
+    std::fs::write(chain.plugin.conf.join("10-test.conflist"), "{")?;
     wait_for("the check tells", SOON, || {
         let text = chain.stage.agent()?.meshctl_text(&["check"])?.stdout;
         if text.contains("cannot stand behind") {
@@ -355,7 +271,7 @@ fn the_clusters_configuration_is_followed_and_nothing_is_left_at_the_end() -> Re
             bail!("{text}")
         }
     })?;
-    chain.wait_installed("two")?;
+    chain.plugin.wait_installed("two")?;
     assert_eq!(
         chain
             .stage
@@ -365,13 +281,15 @@ fn the_clusters_configuration_is_followed_and_nothing_is_left_at_the_end() -> Re
         0.0
     );
     // Another CNI takes over: the file behind the one that went, too.
-    std::fs::remove_file(chain.conf.join("10-test.conflist"))?;
+    std::fs::remove_file(chain.plugin.conf.join("10-test.conflist"))?;
     std::fs::write(
-        chain.conf.join("05-other.conf"),
+        chain.plugin.conf.join("05-other.conf"),
         r#"{"cniVersion":"0.3.1","name":"o","type":"ptp"}"#,
     )?;
     wait_for("the other is followed", SOON, || {
-        if chain.conf.join(OWN).exists() || !chain.conf.join("05-other-mesh-agent.conflist").exists() {
+        if chain.plugin.own_list().exists()
+            || !chain.plugin.conf.join("05-other-mesh-agent.conflist").exists()
+        {
             bail!("not yet")
         }
         Ok(())
@@ -379,8 +297,8 @@ fn the_clusters_configuration_is_followed_and_nothing_is_left_at_the_end() -> Re
     let kept = chain.configuration_at("05-other-mesh-agent.conflist")?;
     let table = kept["table"].as_str().map(PathBuf::from).context("no table")?;
     chain.stage.agent.as_mut().context("no agent")?.stop()?;
-    let mut left: Vec<_> = std::fs::read_dir(&chain.conf)?
-        .chain(std::fs::read_dir(&chain.bin)?)
+    let mut left: Vec<_> = std::fs::read_dir(&chain.plugin.conf)?
+        .chain(std::fs::read_dir(&chain.plugin.bin)?)
         .map(|entry| entry.map(|entry| entry.file_name()))
         .collect::<std::io::Result<_>>()?;
     left.sort();
@@ -391,7 +309,7 @@ fn the_clusters_configuration_is_followed_and_nothing_is_left_at_the_end() -> Re
 
 impl Chain {
     fn configuration_at(&self, name: &str) -> Result<Value> {
-        let list: Value = serde_json::from_slice(&std::fs::read(self.conf.join(name))?)?;
+        let list: Value = serde_json::from_slice(&std::fs::read(self.plugin.conf.join(name))?)?;
         let plugins = list["plugins"].as_array().context("no plugins")?;
         plugins.last().cloned().context("no plugin")
     }
@@ -401,19 +319,21 @@ impl Chain {
 fn what_else_runtimes_ask_is_answered_and_nonsense_is_told_with_a_code() -> Result<()> {
     let chain = Chain::start()?;
     let pod = chain.unborn(MESH, "checked")?;
-    let named = arguments(MESH, "checked", &pod.uid);
+    let named = cni_arguments(MESH, "checked", &pod.uid);
     let netns = pod.pod.netns().path().to_owned();
-    let usual = chain.configuration(&json!({}))?;
+    let usual = chain.plugin.configuration(&json!({}))?;
     assert!(chain.add(&pod)?.ok);
-    assert!(chain.call("CHECK", &named, &netns, &usual)?.ok);
-    assert!(chain.call("STATUS", "", &netns, &usual)?.ok);
-    let versions = chain.call("VERSION", "", &netns, &json!({ "cniVersion": "1.0.0" }))?;
+    assert!(chain.plugin.call("CHECK", &named, &netns, &usual)?.ok);
+    assert!(chain.plugin.call("STATUS", "", &netns, &usual)?.ok);
+    let versions = chain
+        .plugin
+        .call("VERSION", "", &netns, &json!({ "cniVersion": "1.0.0" }))?;
     let spoken = versions.document["supportedVersions"]
         .as_array()
         .context("no versions")?;
     assert!(spoken.contains(&json!("1.1.0")), "{versions:?}");
     let code = |command: &str, configuration: &Value| -> Result<u64> {
-        let answer = chain.call(command, &named, &netns, configuration)?;
+        let answer = chain.plugin.call(command, &named, &netns, configuration)?;
         assert!(!answer.ok, "{answer:?}");
         answer.document["code"].as_u64().context("no code")
     };
@@ -421,11 +341,14 @@ fn what_else_runtimes_ask_is_answered_and_nonsense_is_told_with_a_code() -> Resu
     assert_eq!(code("ADD", &json!({ "cniVersion": "1.0.0" }))?, 6);
     assert_eq!(code("ADD", &usual)?, 7, "without a result before it is no chain");
     assert_eq!(
-        code("ADD", &chain.configuration(&json!({ "cniVersion": "0.2.0" }))?)?,
+        code(
+            "ADD",
+            &chain.plugin.configuration(&json!({ "cniVersion": "0.2.0" }))?
+        )?,
         1
     );
     // Without its sandbox it is not as it must be any more.
-    assert!(chain.call("DEL", &named, &netns, &usual)?.ok);
+    assert!(chain.plugin.call("DEL", &named, &netns, &usual)?.ok);
     chain.stage.wait("checked", |w| w["capture"] == "pending")?;
     assert_eq!(code("CHECK", &usual)?, 100);
     Ok(())
@@ -472,7 +395,7 @@ fn containerd_waits_for_the_plugin_before_it_starts_a_pod() -> Result<()> {
         spec.addresses.clear();
         stage.config.pod(&spec)
     };
-    let first = uid();
+    let first = new_uid();
     document(&stage, "first", &first)?;
     // The runtime reads its directory anew when something changes there, in its own time.
     let sandbox = wait_for("the runtime calls the plugin", Duration::from_secs(60), || {
@@ -498,7 +421,7 @@ fn containerd_waits_for_the_plugin_before_it_starts_a_pod() -> Result<()> {
 
     // Without an agent an enrolled pod does not start; with one, the next attempt does.
     stage.agent.as_mut().context("no agent")?.kill();
-    let second = uid();
+    let second = new_uid();
     document(&stage, "second", &second)?;
     let error = start(&stage, "second", &second, 41, 0)
         .err()

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{App, Cgroup, JoinExt, MESH, Netns, PodSpec, attached_to, run, testapp, wait_for};
+use mesh_tests::harness::{
+    App, Cgroup, JoinExt, MESH, Netns, PodSpec, attached_to, new_uid, run, testapp, wait_for,
+};
 use serde_json::Value;
 
 use crate::containerd::{Containerd, Sandbox};
-use crate::stage::{SOON, Stage, uid};
+use crate::stage::{SOON, Stage};
 
 /// A pod whose sandbox is containerd's.
 struct RuntimePod {
@@ -62,7 +64,7 @@ impl RuntimePod {
 }
 
 fn make(stage: &Stage, runtime: &Containerd, name: &'static str, host: u8) -> Result<RuntimePod> {
-    remake(stage, runtime, name, host, &uid(), 0)
+    remake(stage, runtime, name, host, &new_uid(), 0)
 }
 
 fn remake(
@@ -216,7 +218,7 @@ fn a_sandbox_of_containerd_on_the_nodes_network_is_refused() -> Result<()> {
         agent.arg("--pods-cri-socket", &socket.to_string_lossy())
     })?;
     let runtime = Containerd::start(&stage)?;
-    let uid = uid();
+    let uid = new_uid();
     let cgroup = stage.node.cgroup().path().join(format!("kubepods/pod{uid}"));
     let sandbox = runtime.run_sandbox("onhost", &uid, 0, 30, &cgroup, true)?;
     let pod = RuntimePod {

@@ -3,10 +3,12 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{JoinExt, MESH, Netns, Proc, attached_to};
+use mesh_tests::harness::{
+    JoinExt, KubePod, Layout, MESH, Netns, Proc, attached_to, in_new_pid_namespace, new_uid,
+};
 use serde_json::Value;
 
-use crate::stage::{KubePod, Layout, Stage, in_new_pid_namespace, uid};
+use crate::stage::Stage;
 
 fn reason(workload: &Value) -> &str {
     workload["capture_reason"].as_str().unwrap_or_default()
@@ -31,7 +33,7 @@ fn sleeper(stage: &Stage, pod: &KubePod, container: &str, netns: &Netns, first: 
 #[test]
 fn a_sandbox_in_the_nodes_network_namespace_is_never_captured_whatever_its_document_says() -> Result<()> {
     let stage = Stage::start()?;
-    let mut pod = stage.sandbox(stage.node.pod(MESH, "onhost")?, Layout::Burstable, &uid())?;
+    let mut pod = stage.sandbox(stage.node.pod(MESH, "onhost")?, Layout::Burstable, &new_uid())?;
     pod.end();
     let host = stage.node.netns();
     let _pause = sleeper(&stage, &pod, "pause2", host, true)?;
@@ -50,7 +52,7 @@ fn a_sandbox_in_the_nodes_network_namespace_is_never_captured_whatever_its_docum
 #[test]
 fn a_namespace_that_a_container_makes_does_not_take_the_place_of_the_sandboxes() -> Result<()> {
     let stage = Stage::start()?;
-    let mut pod = stage.sandbox(stage.node.pod(MESH, "nester")?, Layout::Burstable, &uid())?;
+    let mut pod = stage.sandbox(stage.node.pod(MESH, "nester")?, Layout::Burstable, &new_uid())?;
     let nested = Netns::create(&format!("{}-nested", stage.world.prefix()))?;
     let mut inner = Vec::new();
     for i in 0..5 {
@@ -70,7 +72,7 @@ fn a_namespace_that_a_container_makes_does_not_take_the_place_of_the_sandboxes()
 #[test]
 fn processes_that_do_not_agree_are_a_refusal_until_they_do() -> Result<()> {
     let stage = Stage::start()?;
-    let mut pod = stage.sandbox(stage.node.pod(MESH, "unclear")?, Layout::Systemd, &uid())?;
+    let mut pod = stage.sandbox(stage.node.pod(MESH, "unclear")?, Layout::Systemd, &new_uid())?;
     // As with hostPID: nobody is the first of a pid namespace.
     pod.end();
     let other = Netns::create(&format!("{}-other", stage.world.prefix()))?;
@@ -113,7 +115,7 @@ fn a_cgroup_below_a_container_that_imitates_another_pods_is_not_taken_for_it() -
     let stage = Stage::start()?;
     let hostile = stage.pod("hostile", Layout::Burstable)?;
     stage.wait_captured_in(&hostile)?;
-    let victim = uid();
+    let victim = new_uid();
     let own = hostile.container("app")?;
     for path in [
         format!("kubepods/pod{victim}/x"),
@@ -149,7 +151,7 @@ fn a_cgroup_below_a_container_that_imitates_another_pods_is_not_taken_for_it() -
 #[test]
 fn two_cgroups_that_bear_one_uid_are_a_refusal() -> Result<()> {
     let stage = Stage::start()?;
-    let pod = stage.sandbox(stage.node.pod(MESH, "twice")?, Layout::Burstable, &uid())?;
+    let pod = stage.sandbox(stage.node.pod(MESH, "twice")?, Layout::Burstable, &new_uid())?;
     let path = format!("system.slice/docker-1.scope/kubepods/pod{}", pod.uid);
     let _other = stage.node.cgroup().child(&path).context("another cgroup")?;
     stage.config.pod(&pod.spec())?;

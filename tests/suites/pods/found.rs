@@ -4,9 +4,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{Cgroup, JoinExt, MESH, Proc, World, agent_binary, run, wait_for};
+use mesh_tests::harness::{
+    Cgroup, JoinExt, KubePod, Layout, MESH, Proc, World, agent_binary, new_uid, run, wait_for,
+};
 
-use crate::stage::{KubePod, Layout, SOON, Stage, uid};
+use crate::stage::{SOON, Stage};
 
 #[test]
 fn pods_are_found_in_the_layouts_of_both_drivers_and_carried() -> Result<()> {
@@ -76,7 +78,7 @@ fn a_sandbox_that_comes_after_its_document_is_captured_within_moments_and_nothin
 {
     let mut stage = Stage::start()?;
     let pod = stage.node.pod(MESH, "late")?;
-    let uid = uid();
+    let uid = new_uid();
     let mut spec = pod.spec();
     spec.uid.clone_from(&uid);
     spec.netns = std::path::PathBuf::new();
@@ -103,7 +105,7 @@ fn addresses_that_come_late_and_further_ones_are_waited_for_and_followed() -> Re
     let six = pod.ip6().to_string();
     pod.netns()
         .ip(&["address", "del", &format!("{six}/128"), "dev", "eth0"])?;
-    let mut server = stage.sandbox(pod, Layout::Burstable, &uid())?;
+    let mut server = stage.sandbox(pod, Layout::Burstable, &new_uid())?;
     // First no address, then the first, then both, of which the second is not there yet.
     let full = server.spec();
     let mut spec = full.clone();
@@ -281,7 +283,7 @@ fn a_kubelet_is_found_in_whatever_cgroup_it_has_but_never_in_a_pods() -> Result<
         })
     };
     // Whoever calls a program so in a pod of the host's network is no kubelet.
-    let pod = stage.node.cgroup().child(&format!("kubepods/pod{}", uid()))?;
+    let pod = stage.node.cgroup().child(&format!("kubepods/pod{}", new_uid()))?;
     let cgroup = pod.child("c")?;
     let _pretender = kubelet(&stage, &cgroup)?;
     std::thread::sleep(Duration::from_secs(11));

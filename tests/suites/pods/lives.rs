@@ -4,9 +4,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{MESH, attached_to, run, wait_for};
+use mesh_tests::harness::{KubePod, Layout, MESH, attached_to, run, wait_for};
 
-use crate::stage::{KubePod, Layout, SOON, Stage};
+use crate::stage::{SOON, Stage};
 
 #[test]
 fn a_sandbox_made_anew_with_another_namespace_and_address_is_captured_in_place_of_the_old_one() -> Result<()>

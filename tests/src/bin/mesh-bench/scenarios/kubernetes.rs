@@ -7,11 +7,12 @@ mod cluster;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use mesh_tests::apiserver::ApiServer;
 use mesh_tests::harness::{
-    Agent, Cluster, LoadServer, Manifests, Node, Pod, Relay, Usage, World, resident, wait_for,
+    Agent, Cluster, CniPlugin, KubePod, Layout, LoadServer, Manifests, Node, Pod, PodSpec, Relay, Usage,
+    World, cgroup2_mount, cni_arguments, new_uid, resident, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -50,7 +51,8 @@ fn measure(size: Size, extent: Extent) -> Result<Vec<Sample>> {
     samples.extend(field.endpoints(extent.pick(10, 60))?);
     samples.extend(field.stream(extent.pick(50, 500))?);
     samples.extend(field.policies(extent.pick(3, 20))?);
-    samples.extend(field.pods(extent.pick(3, 30))?);
+    samples.extend(field.born(extent.pick(3, 30))?);
+    samples.extend(field.found(extent.pick(3, 30))?);
     let peak = field.peak()?;
     samples.push(sample("memory at most", "MiB", peak / MIB));
     Ok(samples)
@@ -63,7 +65,8 @@ struct Field {
     _server: LoadServer,
     client: Pod,
     near: Pod,
-    more: Vec<Pod>,
+    more: Vec<KubePod>,
+    cni: CniPlugin,
     _relay: Relay,
     n1: Node,
     cluster: Cluster,
@@ -94,13 +97,17 @@ impl Field {
         cluster.kubeconfig(&kubeconfig, relay.address())?;
         let load = LoadServer::start(&near, PORT, &["--ports", "1"])?;
         let unused = Manifests::new(world.dir().join("unused"))?;
+        let cni = CniPlugin::prepare(world.dir(), "bench")?;
+        let below = n1.cgroup().path().strip_prefix(cgroup2_mount()?)?.to_owned();
         let began = SystemTime::now();
         let agent = Agent::builder(&world, &n1, &unused)
             .without_arg("--config-dir")
             .arg("--kubeconfig", &kubeconfig.to_string_lossy())
             .arg("--kubernetes-pod-placement", "annotations")
-            .env("MESH_AGENT_LOG", "info")
-            .spawn()?;
+            .arg("--pods-cri-socket", "off")
+            .arg("--pods-cgroup", &below.to_string_lossy())
+            .env("MESH_AGENT_LOG", "info");
+        let agent = cni.installed_by(agent).spawn()?;
         Ok(Self {
             agent,
             began,
@@ -108,6 +115,7 @@ impl Field {
             client,
             near,
             more: Vec::new(),
+            cni,
             _relay: relay,
             n1,
             cluster,
@@ -138,6 +146,7 @@ impl Field {
             self.line(self.began, &[" captured ", pod.name()], SOON)?;
         }
         self.agent.wait_ready()?;
+        self.cni.wait_installed("bench")?;
         // What the lists took is given back within seconds.
         std::thread::sleep(Duration::from_secs(10));
         let rest = resident(self.agent.pid())? as f64;
@@ -225,22 +234,67 @@ impl Field {
         ))
     }
 
-    /// Pods are made on the node: the sandbox first, then its Pod says where it is.
-    fn pods(&mut self, count: usize) -> Result<Vec<Sample>> {
+    /// A pod is bound to the node; its runtime calls the CNI plugin at once, and may start its first process when that has answered.
+    /// What the runtime needs to make a namespace and a cgroup is not counted: both are there.
+    fn born(&mut self, count: usize) -> Result<Vec<Sample>> {
+        let (mut took, mut plugin) = (Vec::new(), Vec::new());
+        for n in 0..count {
+            let mut pod = self.sandbox(&format!("born{n}"))?;
+            std::thread::sleep(QUIET);
+            let made = Instant::now();
+            own(&self.cluster)?.put(unborn(&pod).document())?;
+            let called = Instant::now();
+            let arguments = cni_arguments(SHOP, pod.pod.name(), &pod.uid);
+            let answer = self.cni.add(&arguments, &pod.pod, &json!({}))?;
+            took.push(made.elapsed());
+            plugin.push(called.elapsed());
+            ensure!(answer.ok, "the plugin refused: {answer:?}");
+            let line = self.line(self.began, &[" captured ", pod.pod.name()], Duration::ZERO);
+            line.context("the plugin answered before the pod was captured")?;
+            pod.pause = Some(pod.first_process("pause")?);
+            self.more.push(pod);
+        }
+        let mut all = spread(
+            took,
+            [
+                "pod bound to captured by the CNI plugin, p50",
+                "pod bound to captured by the CNI plugin, p99",
+            ],
+            None,
+        );
+        all.extend(spread(
+            plugin,
+            ["call of the CNI plugin, p50", "call of the CNI plugin, p99"],
+            None,
+        ));
+        Ok(all)
+    }
+
+    /// Without the plugin: from a sandbox's first process to its capture.
+    fn found(&mut self, count: usize) -> Result<Vec<Sample>> {
         let mut took = Vec::new();
         for n in 0..count {
-            let pod = self.n1.pod(SHOP, &format!("fresh{n}"))?;
+            let mut pod = self.sandbox(&format!("found{n}"))?;
+            own(&self.cluster)?.put(unborn(&pod).document())?;
             std::thread::sleep(QUIET);
             let began = SystemTime::now();
-            self.cluster.pod(&pod.spec())?;
-            took.push(self.line(began, &[" captured ", pod.name()], SOON)?);
+            pod.pause = Some(pod.first_process("pause")?);
+            took.push(self.line(began, &[" captured ", pod.pod.name()], SOON)?);
             self.more.push(pod);
         }
         Ok(spread(
             took,
-            ["pod known to captured, p50", "pod known to captured, p99"],
+            [
+                "first process to captured without the plugin, p50",
+                "first process to captured without the plugin, p99",
+            ],
             None,
         ))
+    }
+
+    /// A pod's network and cgroup, as its runtime makes them.
+    fn sandbox(&self, name: &str) -> Result<KubePod> {
+        KubePod::new(&self.n1, self.n1.pod(SHOP, name)?, Layout::Burstable, &new_uid())
     }
 
     /// A slice whose first endpoint is not as it was.
@@ -261,6 +315,14 @@ impl Field {
             .and_then(|text| text.trim().strip_suffix(" kB"))
             .context("no VmHWM")?;
         Ok(kilobytes.trim().parse::<f64>()? * 1024.0)
+    }
+}
+
+/// A pod's document before its kubelet knows an address.
+fn unborn(pod: &KubePod) -> PodSpec {
+    PodSpec {
+        addresses: Vec::new(),
+        ..pod.spec()
     }
 }
 
