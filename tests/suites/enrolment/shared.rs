@@ -1,14 +1,11 @@
 //! The kubelet's probes where the kubelet was started by hand, in a cgroup above those of the pods, so that anybody there could be taken for
 //! it: only the kubelet's own process passes.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::IpAddr;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use mesh_tests::harness::{App, JoinExt, MESH, Report, cgroup2_mount, wait_for};
+use anyhow::{Result, bail};
+use mesh_tests::harness::{App, Kubelet, MESH, cgroup2_mount, wait_for};
 
 use crate::stage::Stage;
 
@@ -22,58 +19,8 @@ const PROBES: &str = "    - name: app
       readinessProbe: {tcpSocket: {port: web}}
 ";
 
-/// A process that is called `kubelet` and connects when it is told to. Ended on drop.
-struct Kubelet {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<std::process::ChildStdout>,
-}
-
-impl Kubelet {
-    /// In the node's network, in this cgroup.
-    fn start(stage: &Stage, cgroup: &Path) -> Result<Self> {
-        let program = stage.world.dir().join("kubelet");
-        if !program.exists() {
-            std::fs::copy(env!("CARGO_BIN_EXE_mesh-testapp"), &program)?;
-        }
-        let mut command = Command::new(&program);
-        command.arg("ask").in_netns(stage.node.netns())?;
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let (orders, answers) = (child.stdin.take(), child.stdout.take());
-        let kubelet = Self {
-            orders: orders.context("no standard input")?,
-            answers: BufReader::new(answers.context("no standard output")?),
-            child,
-        };
-        // Before its first socket is made.
-        std::fs::write(cgroup.join("cgroup.procs"), kubelet.child.id().to_string())?;
-        Ok(kubelet)
-    }
-
-    /// Connects; `how` as the program takes it.
-    fn connect(&mut self, ip: IpAddr, port: u16, how: &str) -> Result<Report> {
-        let to = std::net::SocketAddr::new(ip, port);
-        writeln!(self.orders, "{to} {how}")?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| format!("no report: {line:?}"))
-    }
-
-    /// Whether it gets its answer.
-    fn probe(&mut self, ip: IpAddr, port: u16, how: &str) -> Result<bool> {
-        Ok(self.connect(ip, port, how)?.text == "ping\n")
-    }
-
-    fn process(&self) -> String {
-        format!("process {},", self.child.id())
-    }
-}
-
-impl Drop for Kubelet {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
+fn kubelet(stage: &Stage, cgroup: &Path) -> Result<Kubelet> {
+    Kubelet::start(&stage.world, &stage.node, cgroup)
 }
 
 /// A node whose server is STRICT and declares a probe, and whose agent looks for the kubelet by itself.
@@ -112,24 +59,24 @@ fn a_kubelet_in_a_cgroup_above_the_pods_probes_them_and_nobody_else_there_passes
         stage.server.cgroup().path().starts_with(node.path()),
         "the pods are below"
     );
-    let mut kubelet = Kubelet::start(&stage, node.path())?;
-    wait_check(&stage, "ok", &kubelet.process())?;
+    let mut real = kubelet(&stage, node.path())?;
+    wait_check(&stage, "ok", &real.process())?;
     let (ip4, ip6) = (stage.server.ip4(), stage.server.ip6());
     for ip in [ip4, ip6] {
-        let report = kubelet.connect(ip, 8080, "")?;
+        let report = real.connect(ip, 8080, "")?;
         assert_eq!(report.text, "ping\n", "{ip}: {report:?}\n{}", stage.agent.log());
     }
     let seen = app.wait_events("accepted", 2)?;
     assert_eq!(stage.event("probes_passed")?, 2.0, "{seen:?}");
 
-    assert!(!kubelet.probe(ip4, 8081, "")?, "no probe declares this port");
+    assert!(!real.probe(ip4, 8081, "")?, "no probe declares this port");
     let elsewhere = format!("/run/netns/{}", stage.visitor.netns().name());
     assert!(
-        !kubelet.probe(ip4, 8080, &elsewhere)?,
+        !real.probe(ip4, 8080, &elsewhere)?,
         "the kubelet's process, in another namespace"
     );
     assert!(
-        !kubelet.probe(ip4, 8080, "child")?,
+        !real.probe(ip4, 8080, "child")?,
         "a program that the kubelet starts, of its name, in its cgroup"
     );
     let report = stage.connect_from(node, stage.node.netns(), ip4, 8080)?;
@@ -147,7 +94,7 @@ fn a_kubelet_in_a_cgroup_above_the_pods_probes_them_and_nobody_else_there_passes
     }
     assert!(other.events_of("accepted").is_empty());
     assert_eq!(stage.event("probes_passed")?, 2.0);
-    assert!(kubelet.probe(ip4, 8080, "")?, "the kubelet itself still passes");
+    assert!(real.probe(ip4, 8080, "")?, "the kubelet itself still passes");
     // Nothing is left by which somebody else could pass with the same addresses and ports.
     wait_for("the map of probes is empty", Duration::from_secs(5), || {
         let metrics = stage.agent.metrics()?;
@@ -163,10 +110,10 @@ fn a_kubelet_that_is_started_anew_above_the_pods_is_followed_and_two_are_none() 
     let stage = stage()?;
     let _app = App::serve(&stage.server, "echo", 8080, &[])?;
     let (node, ip) = (stage.node.cgroup(), stage.server.ip4());
-    let mut first = Kubelet::start(&stage, node.path())?;
+    let mut first = kubelet(&stage, node.path())?;
     wait_check(&stage, "ok", &first.process())?;
     assert!(first.probe(ip, 8080, "")?);
-    let mut second = Kubelet::start(&stage, node.path())?;
+    let mut second = kubelet(&stage, node.path())?;
     wait_check(&stage, "warn", "ambiguous")?;
     assert!(!first.probe(ip, 8080, "")? && !second.probe(ip, 8080, "")?);
     drop(first);
@@ -174,7 +121,7 @@ fn a_kubelet_that_is_started_anew_above_the_pods_is_followed_and_two_are_none() 
     assert!(second.probe(ip, 8080, "")?);
     drop(second);
     wait_check(&stage, "warn", "no kubelet is found")?;
-    let mut third = Kubelet::start(&stage, node.path())?;
+    let mut third = kubelet(&stage, node.path())?;
     wait_check(&stage, "ok", &third.process())?;
     assert!(third.probe(ip, 8080, "")?);
     Ok(())
@@ -186,11 +133,11 @@ fn a_kubelet_in_the_root_of_the_hierarchy_probes_its_pods_and_nobody_else_there_
     let stage = stage()?;
     let _app = App::serve(&stage.server, "echo", 8080, &[])?;
     let ip = stage.server.ip4();
-    let mut kubelet = Kubelet::start(&stage, &cgroup2_mount()?)?;
-    wait_check(&stage, "ok", &kubelet.process())?;
-    assert!(kubelet.probe(ip, 8080, "")?);
+    let mut real = kubelet(&stage, &cgroup2_mount()?)?;
+    wait_check(&stage, "ok", &real.process())?;
+    assert!(real.probe(ip, 8080, "")?);
     let report = stage.connect_from(stage.node.cgroup(), stage.node.netns(), ip, 8080)?;
     assert!(report.text.is_empty(), "a process below: {report:?}");
-    assert!(!kubelet.probe(ip, 8080, "child")?, "a process beside it");
+    assert!(!real.probe(ip, 8080, "child")?, "a process beside it");
     Ok(())
 }
