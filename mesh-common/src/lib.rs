@@ -15,7 +15,7 @@ pub use events::{
 };
 
 /// Changes whenever a type or constant here, or the meaning of one, changes. Pinned objects carry it.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// First of the ports that captured connections are rewritten to (`podIP:P`). Nobody binds them.
 pub const REWRITE_PORT_BASE: u16 = 15104;
@@ -303,6 +303,21 @@ pub const PEER_CLIENT: u16 = 2;
 /// Stored with an agent's socket before it connects: the real client that it delivers for.
 pub const PEER_DELIVERY: u16 = 3;
 
+/// Stored with a socket of the kubelet's before it connects, where the kubelet shares its cgroup with others: it may be a probe.
+pub const PEER_PROBE: u16 = 4;
+
+/// The kubelet's process, where it shares its cgroup with others; the one element of the `KUBELET` map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct KubeletProcess {
+    /// Id of the cgroup that the process itself is in.
+    pub cgroup: u64,
+    /// The process, in the numbering of the machine's first pid namespace; zero: none.
+    pub tgid: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
 /// Whether the programs write debug lines; the one element of the `LOG_SWITCH` map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -369,6 +384,8 @@ pub mod maps {
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
     /// Hash: [`FlowKey`](super::FlowKey), in the host's namespace → u64, when the kubelet connected (monotonic, nanoseconds).
     pub const PROBES: &str = "PROBES";
+    /// Array of one: [`KubeletProcess`](super::KubeletProcess).
+    pub const KUBELET: &str = "KUBELET";
     /// Hash: [`PortKey`](super::PortKey) → u32 (1).
     pub const PORTS: &str = "PORTS";
     /// LPM trie: [`CidrData`](super::CidrData) → u32 (1).
@@ -381,7 +398,7 @@ pub mod maps {
     /// there are more than fit.
     pub const ENROLLED: &str = "ENROLLED";
     /// All of them.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         PODS,
         OWN,
         SOCKETS,
@@ -392,6 +409,7 @@ pub mod maps {
         EVENTS,
         EVENT_BUDGET,
         PROBES,
+        KUBELET,
         PORTS,
         CIDRS,
         LOG_SWITCH,
@@ -418,6 +436,12 @@ pub mod programs {
     pub const AGENT_SOCK_OPS: &str = "agent_sock_ops";
     /// `sockops` on the kubelet's cgroup.
     pub const KUBELET_SOCK_OPS: &str = "kubelet_sock_ops";
+    /// `cgroup/connect4` on the cgroup that the kubelet shares with others.
+    pub const KUBELET_CONNECT4: &str = "kubelet_connect4";
+    /// `cgroup/connect6` on the cgroup that the kubelet shares with others.
+    pub const KUBELET_CONNECT6: &str = "kubelet_connect6";
+    /// `sockops` on the cgroup that the kubelet shares with others.
+    pub const SHARED_SOCK_OPS: &str = "shared_sock_ops";
     /// The read-only global of the node object: a [`NodeConst`](super::NodeConst).
     pub const NODE_CONST: &str = "NODE";
     /// `sk_lookup` on a pod's netns.
@@ -442,7 +466,8 @@ pub const MAX_CIDRS: u32 = 16 * 1024;
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, CidrData, Event, FlowKey, LogSwitch, NodeConst, OwnKey, Peer, PodConst, PodEntry, PortKey,
+        Addr, CidrData, Event, FlowKey, KubeletProcess, LogSwitch, NodeConst, OwnKey, Peer, PodConst,
+        PodEntry, PortKey,
     };
 
     // SAFETY: `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
@@ -467,6 +492,8 @@ mod user {
     unsafe impl aya::Pod for CidrData {}
     // SAFETY: as above.
     unsafe impl aya::Pod for LogSwitch {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for KubeletProcess {}
 }
 
 // No padding: sizes are the sums of the fields'.
@@ -479,6 +506,7 @@ const _: () = {
     assert!(size_of::<PortKey>() == 16);
     assert!(size_of::<CidrData>() == 32);
     assert!(size_of::<LogSwitch>() == 16);
+    assert!(size_of::<KubeletProcess>() == 16);
     // Numbers of outcomes and of counters do not meet.
     assert!(COUNTERS < Outcome::HandedOver as u32);
 };

@@ -111,6 +111,8 @@ mechanisms! {
     FastOpenCookie = "fast-open-cookie",
     /// Probes pass only where the kubelet's cgroup is verified to hold nothing of a container.
     ProbeCgroup = "probe-cgroup",
+    /// Where the kubelet shares its cgroup, a probe passes only if the kubelet's own process opened it, from that very cgroup.
+    ProbeProcess = "probe-process",
     /// A probe passes only if it was opened in the host's network namespace.
     ProbeNetns = "probe-netns",
     /// A probe passes only to a port that the pod declares for one.

@@ -10,7 +10,7 @@ use core::ptr::{self, addr_of, addr_of_mut};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sk_lookup, bpf_sock};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
 use mesh_common::{Addr, Peer};
@@ -158,6 +158,13 @@ pub fn sock_addr_netns(ctx: &SockAddrContext) -> u64 {
 pub fn pid() -> u32 {
     // SAFETY: takes nothing, returns a number.
     (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+}
+
+/// Id of the cgroup that the process is in which calls `connect`, in the cgroup2 hierarchy.
+#[inline(always)]
+pub fn cgroup() -> u64 {
+    // SAFETY: takes nothing, returns a number.
+    unsafe { bpf_get_current_cgroup_id() }
 }
 
 /// Cookie of the network namespace of a `sockops` hook's socket.

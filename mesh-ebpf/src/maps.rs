@@ -8,7 +8,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorag
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
     Addr, CIDR_BITS, COUNTERS as COUNTER_COUNT, CidrData, Counter, EVENT_BUDGETS, EVENTS_BYTES, FlowKey,
-    LISTENERS as LISTENER_COUNT, LogSwitch, MAX_CIDRS, MAX_ENROLLED, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS,
+    KubeletProcess, LISTENERS as LISTENER_COUNT, LogSwitch, MAX_CIDRS, MAX_ENROLLED, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS,
     MAX_PROBES, OwnKey, Peer, PodEntry, PortKey, PortUse,
 };
 
@@ -42,6 +42,10 @@ pub static LISTENERS: SockMap<{ LISTENER_COUNT as usize }> = SockMap::new();
 /// The kubelet's connections: when each was opened. An entry goes when its connection does.
 #[btf_map]
 pub static PROBES: HashMap<FlowKey, u64, { MAX_PROBES as usize }> = HashMap::new();
+
+/// The kubelet's process, where it shares its cgroup with others.
+#[btf_map]
+pub static KUBELET: Array<KubeletProcess, 1> = Array::new();
 
 /// Ports of pods that are set apart, by their use.
 #[btf_map]

@@ -8,5 +8,7 @@ mod older;
 mod probes;
 #[path = "enrolment/refusals.rs"]
 mod refusals;
+#[path = "enrolment/shared.rs"]
+mod shared;
 #[path = "enrolment/stage.rs"]
 mod stage;

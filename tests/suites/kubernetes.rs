@@ -10,5 +10,9 @@ mod believe;
 mod faults;
 #[path = "kubernetes/follow.rs"]
 mod follow;
+#[path = "kubernetes/nodes.rs"]
+mod nodes;
 #[path = "kubernetes/stage.rs"]
 mod stage;
+#[path = "kubernetes/status.rs"]
+mod status;

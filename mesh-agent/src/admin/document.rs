@@ -28,6 +28,7 @@ pub use policy::{
 };
 
 use crate::settings::SandboxRanges;
+use crate::sources::WriterStatus;
 
 /// `GET /status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -73,6 +74,9 @@ pub struct Status {
     /// The CNI plugin; absent where it is not wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni: Option<CniStatus>,
+    /// Who writes status conditions into the cluster; absent where nobody of ours does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_writer: Option<WriterStatus>,
 }
 
 /// A part of another mesh on this node.

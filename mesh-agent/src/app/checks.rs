@@ -339,6 +339,13 @@ fn probes(passage: Option<&ProbePassage>, workloads: &Workloads) -> Check {
             );
             (Level::Ok, detail)
         }
+        Some(ProbePassage::OfProcess { cgroup, pid }) => {
+            let detail = format!(
+                "those of the kubelet, process {pid}, reach the ports declared for them; its cgroup {} is not its own, so no other process there counts",
+                cgroup.display()
+            );
+            (Level::Ok, detail)
+        }
         Some(ProbePassage::None(why @ (KubeletError::Off | KubeletError::NotFound))) => {
             let level = if declaring.is_empty() || *why == KubeletError::Off {
                 Level::Ok

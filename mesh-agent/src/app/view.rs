@@ -23,10 +23,10 @@ use crate::affinity::{Affinity, AffinityStatus};
 use crate::capture::{self, Capture};
 use crate::handover::{Leaving, Ledger};
 use crate::identity::{CertificateStatus, Identities};
-use crate::sources::{KindState, KindStatus, Objects, StatusReader};
+use crate::sources::{KindState, KindStatus, Objects, StatusReader, WriterStatus};
 use crate::state::SnapshotCell;
 use crate::telemetry::connections::ConnectionLog;
-use crate::telemetry::metrics::{BudgetReading, CniReading, KindReading, Readings};
+use crate::telemetry::metrics::{BudgetReading, CniReading, KindReading, Readings, WriterReading};
 use crate::telemetry::readiness::{self, PodReadiness, ReadinessFacts};
 use crate::worker::{Place, Usage, Workers};
 
@@ -80,6 +80,7 @@ impl AgentView {
             snapshot_building: self.sources.building(),
             config_rejections: snapshot.diagnostics().rejections.len() as u64,
             kinds: self.sources.kinds().into_iter().map(kind_reading).collect(),
+            writer: self.sources.writer().map(writer_reading),
             certificates: self.identities.expiries().into_iter().map(seconds).collect(),
             pods_captured: pods.captured as u64,
             pods_failed: pods.failed as u64,
@@ -152,6 +153,13 @@ fn kind_reading(kind: KindStatus) -> KindReading {
     }
 }
 
+fn writer_reading(writer: WriterStatus) -> WriterReading {
+    WriterReading {
+        leads: writer.leads,
+        writes: writer.writes.into_iter().collect(),
+    }
+}
+
 fn budget_reading((uid, usage): (WorkloadUid, Usage)) -> BudgetReading {
     BudgetReading {
         workload: uid.to_string(),
@@ -203,6 +211,7 @@ impl View for AgentView {
             container_runtime: discovery::container_runtime(&self.capture.discovery()),
             other_meshes: cluster::other_meshes(&snapshot),
             cni: self.plugin.status(),
+            status_writer: self.sources.writer(),
         }
     }
 

@@ -1,5 +1,8 @@
-//! Finds the kubelet's cgroup and verifies that nothing but host processes are in it: only then may its connections pass as probes.
-//! Reads cgroupfs and `/proc`; attaches nothing.
+//! Finds the kubelet's cgroup and verifies that nothing but host processes are in it: only then may its connections pass as probes. Where
+//! others are in it or below it, such as the pods of a kubelet that was started by hand, only the kubelet's own process counts
+//! ([`process`]). Reads cgroupfs and `/proc`; attaches nothing.
+
+mod process;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,6 +16,7 @@ use thiserror::Error;
 
 use super::cgroup::Cgroup2;
 use crate::settings::KubeletCgroup;
+pub(super) use process::Process;
 
 /// Where service managers put the kubelet, below the cgroup2 mount.
 const USUAL: [&str; 5] = [
@@ -85,6 +89,15 @@ pub(super) struct Verified {
     pub(super) dir: File,
     /// Tells it from another one of the same name.
     pub(super) id: u64,
+    /// The kubelet itself, where it is not alone with host processes there: then nothing but this process may pass.
+    pub(super) process: Option<Process>,
+}
+
+impl Verified {
+    /// Whether `other` lets the same pass.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.id, &self.path, self.process) == (other.id, &other.path, other.process)
+    }
 }
 
 /// What the host is known by.
@@ -129,30 +142,59 @@ pub(super) fn find(
     };
     let path = fs::canonicalize(&path).map_err(unreadable)?;
     let root = fs::canonicalize(mount).map_err(unreadable)?;
-    let unfit = |why: &str| KubeletError::Unfit {
-        path: path.display().to_string(),
-        why: why.to_owned(),
-    };
-    if !path.starts_with(&root) || path == root {
-        return Err(unfit("is not below the cgroup2 mount"));
-    }
-    if let Some(inside) = foreign.iter().find(|cgroup| cgroup.starts_with(&path)) {
-        return Err(unfit(&format!(
-            "holds {}, which is a pod's or the agent's",
-            inside.display()
-        )));
+    if !path.starts_with(&root) {
+        return Err(KubeletError::Unfit {
+            path: path.display().to_string(),
+            why: "is not below the cgroup2 mount".to_owned(),
+        });
     }
     let dir = File::open(&path).map_err(unreadable)?;
     let id = dir.metadata().map_err(unreadable)?.ino();
     let host = Host::own().map_err(unreadable)?;
-    if mutation::is_off(Mechanism::ProbeCgroup) {
-        return Ok(Verified { path, dir, id });
+    let process = if mutation::is_off(Mechanism::ProbeCgroup) {
+        None
+    } else {
+        match verify_own(&path, &root, foreign, host) {
+            Ok(()) => None,
+            Err(KubeletError::Unfit { path: at, why }) => match process::find_in(&path, host) {
+                Ok(process) => Some(process),
+                Err(not_told) => {
+                    let why = format!("{why}; and {not_told}");
+                    return Err(KubeletError::Unfit { path: at, why });
+                }
+            },
+            Err(error) => return Err(error),
+        }
+    };
+    Ok(Verified {
+        path,
+        dir,
+        id,
+        process,
+    })
+}
+
+/// Verifies that a cgroup is the kubelet's own.
+fn verify_own(path: &Path, root: &Path, foreign: &[PathBuf], host: Host) -> Result<(), KubeletError> {
+    let unfit = |why: String| KubeletError::Unfit {
+        path: path.display().to_string(),
+        why,
+    };
+    if path == root {
+        return Err(unfit(
+            "is the root of the cgroup2 hierarchy, which holds all".to_owned(),
+        ));
     }
-    let processes = verify(&path, host, DEPTH)?;
-    if processes == 0 {
-        return Err(unfit("holds no process"));
+    if let Some(inside) = foreign.iter().find(|cgroup| cgroup.starts_with(path)) {
+        return Err(unfit(format!(
+            "holds {}, which is a pod's or the agent's",
+            inside.display()
+        )));
     }
-    Ok(Verified { path, dir, id })
+    match verify(path, host, DEPTH)? {
+        0 => Err(unfit("holds no process".to_owned())),
+        _ => Ok(()),
+    }
 }
 
 /// The one cgroup with a kubelet: a usual one, or, where none of them has one, any.
@@ -188,6 +230,12 @@ fn is_named(pid: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| NAMES.contains(&name.trim()))
 }
 
+/// Whether a process is called as kubelets are, is root's and in the host's namespaces.
+fn may_be_kubelet(pid: &str, host: Host) -> bool {
+    let is_roots = || fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == 0);
+    is_named(pid) && is_roots() && Host::of(pid).is_ok_and(|of| of == host)
+}
+
 fn has_kubelet(cgroup: &Path) -> bool {
     let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     procs.lines().any(is_named)
@@ -204,8 +252,7 @@ fn among_all(cgroup2: &Cgroup2) -> BTreeSet<PathBuf> {
         .filter_map(|entry| entry.file_name().into_string().ok());
     let pids = names.filter(|name| name.bytes().all(|digit| digit.is_ascii_digit()));
     let place = |pid: String| {
-        let is_roots = || fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == 0);
-        if !is_named(&pid) || !is_roots() || Host::of(&pid).ok()? != host {
+        if !may_be_kubelet(&pid, host) {
             return None;
         }
         let cgroup = cgroup2.of_process(pid.parse().ok()?)?;
@@ -280,126 +327,4 @@ fn is_containers(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cgroups_of_runtimes_are_known_by_name() {
-        let id = "0123456789abcdef".repeat(4);
-        for name in [
-            "kubepods.slice",
-            "kubepods",
-            "kubelet-kubepods.slice",
-            "pod6d5e6f1c-0d2d-4e55-a5d4-0f3a8f2f0c11",
-            "crio-conmon.scope",
-            &format!("cri-containerd-{id}.scope"),
-            &id,
-            &format!("mine-{id}.scope"),
-        ] {
-            assert!(is_containers(name), "{name}");
-        }
-        for name in ["init", "kubelet", "payload", "run-u12.scope"] {
-            assert!(!is_containers(name), "{name}");
-        }
-    }
-
-    /// A directory that looks like a cgroup2 mount, with this test itself playing the processes.
-    fn place(root: &Path, cgroup: &str, procs: &str) {
-        let path = root.join(cgroup);
-        fs::create_dir_all(&path).unwrap();
-        fs::write(path.join("cgroup.procs"), procs).unwrap();
-    }
-
-    /// All processes have been looked at: those of this machine are not these tests' affair.
-    fn nowhere() -> Search {
-        Search {
-            last: Some(Instant::now()),
-            ..Search::default()
-        }
-    }
-
-    fn refused(setting: &KubeletCgroup, root: &Path) -> KubeletError {
-        find(setting, &Cgroup2::at(root), &[], &mut nowhere()).unwrap_err()
-    }
-
-    #[test]
-    fn a_cgroup_with_host_processes_alone_is_verified_and_others_are_not() {
-        let root = tempfile::tempdir().unwrap();
-        let own = format!("{}\n", std::process::id());
-        let at = |path: &str| KubeletCgroup::At(path.into());
-        place(root.path(), "good", &own);
-        place(root.path(), "good/child", &own);
-        let found = find(&at("good"), &Cgroup2::at(root.path()), &[], &mut nowhere()).unwrap();
-        assert!(found.path.ends_with("good"));
-        place(root.path(), "empty", "");
-        assert!(
-            refused(&at("empty"), root.path())
-                .to_string()
-                .contains("holds no process")
-        );
-        place(root.path(), "unseen", "0\n");
-        assert!(
-            refused(&at("unseen"), root.path())
-                .to_string()
-                .contains("hostPID")
-        );
-        place(root.path(), "runtime", &own);
-        place(root.path(), "runtime/kubepods.slice", "");
-        assert!(
-            refused(&at("runtime"), root.path())
-                .to_string()
-                .contains("kubepods.slice")
-        );
-        assert!(matches!(
-            refused(&at("none"), root.path()),
-            KubeletError::Unreadable { .. }
-        ));
-        assert!(refused(&at("/"), root.path()).to_string().contains("not below"));
-        let pod = root.path().canonicalize().unwrap().join("good/child");
-        assert!(find(&at("good"), &Cgroup2::at(root.path()), &[pod], &mut nowhere()).is_err());
-        assert_eq!(refused(&KubeletCgroup::Off, root.path()), KubeletError::Off);
-    }
-
-    #[test]
-    fn the_usual_places_count_where_exactly_one_holds_a_kubelet() {
-        let root = tempfile::tempdir().unwrap();
-        assert_eq!(refused(&KubeletCgroup::Auto, root.path()), KubeletError::NotFound);
-        // A process that is called otherwise is no kubelet, wherever it is.
-        place(root.path(), USUAL[0], &format!("{}\n", std::process::id()));
-        assert_eq!(refused(&KubeletCgroup::Auto, root.path()), KubeletError::NotFound);
-        let bin = root.path().join("kubelet");
-        fs::copy("/bin/sleep", &bin).unwrap();
-        let mut kubelet = std::process::Command::new(&bin).arg("60").spawn().unwrap();
-        let pid = format!("{}\n", kubelet.id());
-        while fs::read_to_string(format!("/proc/{}/comm", kubelet.id()))
-            .unwrap()
-            .trim()
-            != "kubelet"
-        {
-            std::thread::yield_now();
-        }
-        place(root.path(), USUAL[0], &pid);
-        let auto = |search: &mut Search| find(&KubeletCgroup::Auto, &Cgroup2::at(root.path()), &[], search);
-        let one = auto(&mut nowhere()).map(|found| found.path);
-        // Where a search has found one, that place counts for as long as it has one.
-        place(root.path(), USUAL[0], "");
-        place(root.path(), "node/kubelet", &pid);
-        let mut elsewhere = Search {
-            found: [root.path().join("node/kubelet")].into(),
-            ..nowhere()
-        };
-        let apart = auto(&mut elsewhere).map(|found| found.path);
-        place(root.path(), "node/kubelet", "");
-        elsewhere.found.clear();
-        let gone = auto(&mut elsewhere).unwrap_err();
-        place(root.path(), USUAL[0], &pid);
-        place(root.path(), USUAL[1], &pid);
-        let two = refused(&KubeletCgroup::Auto, root.path());
-        kubelet.kill().unwrap();
-        kubelet.wait().unwrap();
-        assert!(one.unwrap().ends_with(USUAL[0]));
-        assert!(apart.unwrap().ends_with("node/kubelet"));
-        assert_eq!(gone, KubeletError::NotFound);
-        assert!(matches!(two, KubeletError::Ambiguous(places) if places.len() == 2));
-    }
-}
+mod tests;

@@ -19,6 +19,8 @@ use super::sys::link_create;
 
 /// `enum bpf_attach_type` of `linux/bpf.h`.
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
+const BPF_CGROUP_INET4_CONNECT: u32 = 10;
+const BPF_CGROUP_INET6_CONNECT: u32 = 11;
 
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/objects.rs"));
@@ -129,15 +131,28 @@ impl NodeObject {
         self.attach_sock_ops(programs::AGENT_SOCK_OPS, cgroup)
     }
 
-    /// Attaches the program that notes probes to the kubelet's cgroup, for as long as the link is kept.
-    pub(super) fn attach_kubelet(&mut self, cgroup: &File) -> Result<OwnedFd, CaptureError> {
-        self.attach_sock_ops(programs::KUBELET_SOCK_OPS, cgroup)
+    /// Attaches the program that notes probes to the kubelet's own cgroup, for as long as the link is kept.
+    pub(super) fn attach_kubelet(&self, cgroup: &File) -> Result<Vec<OwnedFd>, CaptureError> {
+        let noting = self.attach_sock_ops(programs::KUBELET_SOCK_OPS, cgroup)?;
+        Ok(vec![noting])
+    }
+
+    /// The same for a cgroup that the kubelet shares with others. What notes comes before what marks.
+    pub(super) fn attach_shared_kubelet(&self, cgroup: &File) -> Result<Vec<OwnedFd>, CaptureError> {
+        let noting = self.attach_sock_ops(programs::SHARED_SOCK_OPS, cgroup)?;
+        let over6 = self.attach_to(programs::KUBELET_CONNECT6, cgroup, BPF_CGROUP_INET6_CONNECT)?;
+        let over4 = self.attach_to(programs::KUBELET_CONNECT4, cgroup, BPF_CGROUP_INET4_CONNECT)?;
+        Ok(vec![noting, over6, over4])
     }
 
     fn attach_sock_ops(&self, name: &str, cgroup: &File) -> Result<OwnedFd, CaptureError> {
+        self.attach_to(name, cgroup, BPF_CGROUP_SOCK_OPS)
+    }
+
+    fn attach_to(&self, name: &str, cgroup: &File, attach_type: u32) -> Result<OwnedFd, CaptureError> {
         let load = |(what, why)| CaptureError::Load { what, why };
         let program = self.program(name).map_err(load)?;
-        link_create(program, cgroup.as_fd(), BPF_CGROUP_SOCK_OPS)
+        link_create(program, cgroup.as_fd(), attach_type)
             .map_err(CaptureError::load(format!("program {name}")))
     }
 

@@ -8,7 +8,8 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::{
-    DaemonSet, ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, parse_duration, parse_size,
+    DaemonSet, ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, StatusWriting, parse_duration,
+    parse_size,
 };
 
 /// Settings as flags; each has an environment variable, and nearly each a key in the settings file.
@@ -53,6 +54,11 @@ pub struct SettingsArgs {
     /// whatever --on-stop says [file: kubernetes.daemonSet]
     #[arg(long, env = "MESH_AGENT_DAEMON_SET", value_name = "NAMESPACE/NAME")]
     pub daemon_set: Option<DaemonSet>,
+
+    /// Whether one agent of the cluster tells, in the status of policies, whether they are in force. auto: where the agents' namespace is
+    /// known (of the pod, or of --daemon-set); off; or the namespace of the Lease mesh-agent-status [default: auto; file: kubernetes.status]
+    #[arg(long, env = "MESH_AGENT_KUBERNETES_STATUS", value_name = "WHERE")]
+    pub kubernetes_status: Option<StatusWriting>,
 
     /// What the agent keeps over restarts [default: /var/lib/mesh-agent; file: stateDir]
     #[arg(long, env = "MESH_AGENT_STATE_DIR", value_name = "DIR")]

@@ -9,7 +9,8 @@ use serde::Deserialize;
 
 use super::discovery::Pods;
 use super::{
-    DaemonSet, ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, SettingsError, cni, duration, size,
+    DaemonSet, ExclusionKind, IstioLabel, LogFormat, OnStop, PodPlacement, SettingsError, StatusWriting, cni,
+    duration, size,
 };
 
 /// The file as written.
@@ -72,6 +73,7 @@ pub(super) struct Kubernetes {
     pub(super) kubeconfig: Option<PathBuf>,
     pub(super) pod_placement: Option<PodPlacement>,
     pub(super) daemon_set: Option<DaemonSet>,
+    pub(super) status: Option<StatusWriting>,
 }
 
 /// MeshConfig's `tcpKeepalive`.

@@ -17,6 +17,64 @@ pub struct Kubernetes {
     pub pod_placement: PodPlacement,
     /// What the agent is one of.
     pub daemon_set: Option<DaemonSet>,
+    /// Whether status conditions are written, and how it is settled who does.
+    pub status: StatusWriting,
+}
+
+/// Whether status conditions are written: the setting `kubernetes-status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum StatusWriting {
+    /// By the agent that holds the Lease in the agents' namespace, where that is known.
+    #[default]
+    Auto,
+    /// Not at all.
+    Off,
+    /// By the agent that holds the Lease in this namespace.
+    In(String),
+}
+
+impl fmt::Display for StatusWriting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+            Self::In(namespace) => namespace,
+        })
+    }
+}
+
+impl From<StatusWriting> for String {
+    fn from(status: StatusWriting) -> Self {
+        status.to_string()
+    }
+}
+
+impl TryFrom<String> for StatusWriting {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl FromStr for StatusWriting {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            namespace if is_name(namespace) => Ok(Self::In(namespace.to_owned())),
+            _ => Err("expected auto, off, or a namespace"),
+        }
+    }
+}
+
+/// RFC 1123, as the Kubernetes API has names.
+fn is_name(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    (1..=253).contains(&text.len()) && text.chars().all(plain)
 }
 
 /// A DaemonSet, written `namespace/name`.
@@ -53,13 +111,8 @@ impl FromStr for DaemonSet {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // RFC 1123, as the Kubernetes API has names.
-        let good = |part: &str| {
-            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-            (1..=253).contains(&part.len()) && part.chars().all(plain)
-        };
         match text.split_once('/') {
-            Some((namespace, name)) if good(namespace) && good(name) => Ok(Self {
+            Some((namespace, name)) if is_name(namespace) && is_name(name) => Ok(Self {
                 namespace: namespace.to_owned(),
                 name: name.to_owned(),
             }),
@@ -87,6 +140,7 @@ impl Kubernetes {
         kubeconfig: Option<PathBuf>,
         pod_placement: Option<PodPlacement>,
         daemon_set: Option<DaemonSet>,
+        status: Option<StatusWriting>,
         file: file::Kubernetes,
     ) -> Option<Self> {
         let kubeconfig = kubeconfig.or(file.kubeconfig);
@@ -95,6 +149,7 @@ impl Kubernetes {
             kubeconfig,
             pod_placement: pod_placement.or(file.pod_placement).unwrap_or_default(),
             daemon_set: daemon_set.or(file.daemon_set),
+            status: status.or(file.status).unwrap_or_default(),
         })
     }
 }

@@ -28,7 +28,7 @@ pub use cni::Cni;
 pub use discovery::{CriSocket, Discovery};
 pub use duration::{parse_duration, show_duration};
 pub use error::SettingsError;
-pub use kubernetes::{DaemonSet, Kubernetes, PodPlacement};
+pub use kubernetes::{DaemonSet, Kubernetes, PodPlacement, StatusWriting};
 pub use passes::{ExclusionKind, KubeletCgroup};
 pub use ranges::{Half, RangeError, SandboxRanges};
 pub use size::{parse_size, show_size};
@@ -212,6 +212,7 @@ impl Settings {
             args.kubeconfig.clone(),
             args.kubernetes_pod_placement,
             args.daemon_set.clone(),
+            args.kubernetes_status.clone(),
             file.kubernetes.unwrap_or_default(),
         );
         let discovery = discovery::merge(&args, file.pods.unwrap_or_default(), kubernetes.is_some())?;

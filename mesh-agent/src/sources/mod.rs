@@ -31,6 +31,7 @@ pub use publisher::Publisher;
 pub use read::{Document, ReadError, read_documents};
 pub use status::{
     FileStatus, KindBoard, KindState, KindStatus, ServerStatus, SourceState, SourceStatus, StatusReader,
+    WriterStatus,
 };
 
 /// Why the configuration cannot be watched at all.
@@ -128,6 +129,9 @@ impl ReportSink {
 pub trait RunningSource: Send {
     /// Has it look for changes now, whether or not it has heard of any.
     fn look_now(&self);
+
+    /// What becomes of its objects together with others is told there.
+    fn follow(&self, _status: &StatusReader) {}
 }
 
 /// Something that configuration comes from.

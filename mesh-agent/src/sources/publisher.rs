@@ -89,6 +89,7 @@ impl Publisher {
         };
         let cell = Arc::new(SnapshotCell::new(first));
         let status = StatusReader::new(state.status(&cell.load()), SystemTime::now(), boards);
+        running.iter().for_each(|source| source.follow(&status));
         if state.is_complete() {
             state.log(&cell.load());
         }

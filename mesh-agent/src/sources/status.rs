@@ -53,6 +53,21 @@ pub struct ServerStatus {
     pub problem: Option<String>,
 }
 
+/// Who writes status conditions into the objects of an API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriterStatus {
+    /// The Lease that says it, as `namespace/name`.
+    pub lease: String,
+    /// Whether it is this agent.
+    pub leads: bool,
+    /// Who holds the Lease: the name of the agent's node, and a number.
+    pub leader: Option<String>,
+    /// What this agent has tried to write, by how it came out.
+    pub writes: BTreeMap<String, u64>,
+    /// What is in the way.
+    pub problem: Option<String>,
+}
+
 /// How a kind is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,6 +135,7 @@ struct Entry {
 pub struct KindBoard {
     entries: Arc<Mutex<Vec<Entry>>>,
     server: Arc<Mutex<Option<ServerStatus>>>,
+    writer: Arc<Mutex<Option<WriterStatus>>>,
 }
 
 impl KindBoard {
@@ -143,7 +159,18 @@ impl KindBoard {
         Self {
             entries: Arc::new(Mutex::new(kinds.into_iter().map(entry).collect())),
             server: Arc::default(),
+            writer: Arc::default(),
         }
+    }
+
+    /// Who writes status conditions.
+    pub(super) fn set_writer(&self, status: WriterStatus) {
+        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// Who writes status conditions, where any are written.
+    pub fn writer(&self) -> Option<WriterStatus> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is known of the server.
@@ -287,6 +314,11 @@ impl StatusReader {
     /// The API servers that are followed.
     pub fn servers(&self) -> Vec<ServerStatus> {
         self.boards.iter().filter_map(KindBoard::server).collect()
+    }
+
+    /// Who writes status conditions; `None` where none are written.
+    pub fn writer(&self) -> Option<WriterStatus> {
+        self.boards.iter().find_map(KindBoard::writer)
     }
 
     pub(super) fn set(&self, standing: Standing, published: SystemTime) {

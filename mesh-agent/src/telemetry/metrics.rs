@@ -26,7 +26,7 @@ use super::connections::{ConnectionLog, ResponseFlag};
 use super::process;
 use super::serve::Server;
 use super::traffic::{Room, Sample};
-pub use kinds::KindReading;
+pub use kinds::{KindReading, WriterReading};
 pub(super) use row::Kind;
 use row::Row;
 
@@ -68,6 +68,8 @@ pub struct Readings {
     pub config_rejections: u64,
     /// How the kinds of an API server stand.
     pub kinds: Vec<KindReading>,
+    /// How status conditions are written; `None` where none are.
+    pub writer: Option<WriterReading>,
     /// Identities with the end of their certificate, in seconds since the epoch.
     pub certificates: Vec<(String, i64)>,
     /// Local enrolled pods that are captured.
@@ -170,6 +172,7 @@ impl Collector for Pulled {
         families.extend(policy::families(self.log.policies()));
         let readings = (self.readings)();
         families.extend(kinds::families(&readings.kinds));
+        families.extend(readings.writer.iter().flat_map(kinds::status_families));
         families.extend(agent(&readings));
         families.extend(discovery::families(&readings.discovery));
         families.extend(meshes::families(&readings));

@@ -111,6 +111,31 @@ pub fn kubelet_sock_ops(ctx: SockOpsContext) -> u32 {
     1
 }
 
+/// Marks what the kubelet connects to over IPv4, among those with whom it shares its cgroup.
+#[cgroup_sock_addr(connect4)]
+pub fn kubelet_connect4(ctx: SockAddrContext) -> i32 {
+    probe::mark(&ctx, NODE.load().host_netns);
+    PASS
+}
+
+/// Marks what the kubelet connects to over IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn kubelet_connect6(ctx: SockAddrContext) -> i32 {
+    probe::mark(&ctx, NODE.load().host_netns);
+    PASS
+}
+
+/// Follows the kubelet's TCP sockets among those of others.
+#[sock_ops]
+pub fn shared_sock_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => probe::note_marked(&ctx, NODE.load().host_netns),
+        BPF_SOCK_OPS_STATE_CB => probe::state_changed(&ctx),
+        _ => {}
+    }
+    1
+}
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

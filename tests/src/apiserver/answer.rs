@@ -185,6 +185,10 @@ fn target(store: &Store, path: &str) -> Option<Target> {
     let found = resources::all(store)
         .into_iter()
         .find(|r| r.group == group && r.plural == plural && r.versions.iter().any(|v| v == version))?;
+    // Without a status apart there is no such path.
+    if status && !found.status {
+        return None;
+    }
     Some(Target {
         resource: found,
         version: version.to_owned(),
@@ -252,7 +256,10 @@ fn route(
 }
 
 fn authorize(shared: &Shared, target: &Target, verb: &str) -> Result<(), Refusal> {
-    let plural = &target.resource.plural;
+    let plural = &match target.status {
+        true => format!("{}/status", target.resource.plural),
+        false => target.resource.plural.clone(),
+    };
     if !lock(&shared.faults).forbidden.iter().any(|name| name == plural) {
         return Ok(());
     }
@@ -406,20 +413,31 @@ fn change(
         "delete" => {
             if resource.key() == DEFINITIONS {
                 let definition = store.get(&key)?;
-                let of = |pointer: &str| definition.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+                let of = |pointer: &str| {
+                    definition
+                        .pointer(pointer)
+                        .and_then(Value::as_str)
+                        .unwrap_or_default()
+                        .to_owned()
+                };
                 store.clear(&format!("{}/{}", of("/spec/group"), of("/spec/names/plural")));
             }
             store.delete(&key)?
         }
         "create" => {
             check(resource, &document)?;
+            require_namespace(store, resource, &namespace)?;
             let mut object = document;
             object["metadata"]["name"] = named.into();
             if resource.namespaced {
                 object["metadata"]["namespace"] = namespace.into();
             }
             if resource.plural == "services" && object["spec"]["clusterIP"].is_null() {
-                let ip = format!("10.96.{}.{}", store.version() / 250 % 250, store.version() % 250 + 1);
+                let ip = format!(
+                    "10.96.{}.{}",
+                    store.version() / 250 % 250,
+                    store.version() % 250 + 1
+                );
                 object["spec"]["clusterIP"] = ip.clone().into();
                 object["spec"]["clusterIPs"] = json!([ip]);
             }
@@ -427,11 +445,11 @@ fn change(
         }
         "update" => store.update(&key, |object| {
             check(resource, &document)?;
-            let asked = &document["metadata"]["resourceVersion"];
-            if asked.is_string() && *asked != object["metadata"]["resourceVersion"] {
-                let message = "the object has been modified; please apply your changes to the latest version and try again";
-                return Err(Refusal::new(409, "Conflict", message));
+            if resource.must_be_conditional() && !document["metadata"]["resourceVersion"].is_string() {
+                let message = "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
+                return Err(Refusal::new(422, "Invalid", message));
             }
+            unchanged_since(object, &document)?;
             let status = object["status"].clone();
             if target.status {
                 object["status"] = document["status"].clone();
@@ -448,12 +466,15 @@ fn change(
                 return Err(Refusal::new(415, "UnsupportedMediaType", message));
             }
             store.update(&key, |object| {
+                unchanged_since(object, &document)?;
                 let status = object["status"].clone();
                 if target.status {
                     merge(&mut object["status"], &document["status"]);
                 } else {
                     merge(object, &document);
-                    object["status"] = status;
+                    if resource.status {
+                        object["status"] = status;
+                    }
                 }
                 check(resource, object)
             })?
@@ -464,8 +485,35 @@ fn change(
     Ok((if verb == "create" { 201 } else { 200 }, object))
 }
 
+/// Whoever names a version, or a uid, means that one and no other.
+fn unchanged_since(object: &Value, document: &Value) -> Result<(), Refusal> {
+    let differs = |key: &str| {
+        let asked = &document["metadata"][key];
+        asked.is_string() && *asked != object["metadata"][key]
+    };
+    if differs("uid") || differs("resourceVersion") {
+        let message =
+            "the object has been modified; please apply your changes to the latest version and try again";
+        return Err(Refusal::new(409, "Conflict", message));
+    }
+    Ok(())
+}
+
+/// Nothing can be made where there is no namespace.
+fn require_namespace(store: &Store, resource: &Resource, namespace: &str) -> Result<(), Refusal> {
+    let always = ["default", "kube-system", "kube-public", "kube-node-lease"];
+    if !resource.namespaced || always.contains(&namespace) {
+        return Ok(());
+    }
+    let key = ("/namespaces".to_owned(), String::new(), namespace.to_owned());
+    store.get(&key).map(drop)
+}
+
 /// What a real server refuses, and tests must not count on.
 fn check(resource: &Resource, object: &Value) -> Result<(), Refusal> {
+    if resource.plural == "leases" {
+        return check_lease(&object["spec"]);
+    }
     if resource.plural != "endpointslices" {
         return Ok(());
     }
@@ -481,4 +529,25 @@ fn check(resource: &Resource, object: &Value) -> Result<(), Refusal> {
         }
         None => Ok(()),
     }
+}
+
+fn check_lease(spec: &Value) -> Result<(), Refusal> {
+    let invalid = |message: &str| Err(Refusal::new(422, "Invalid", message));
+    if spec["leaseDurationSeconds"].as_i64().is_some_and(|n| n <= 0) {
+        return invalid("spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0");
+    }
+    if spec["leaseTransitions"].as_i64().is_some_and(|n| n < 0) {
+        return invalid("spec.leaseTransitions: Invalid value: -1: must be greater than or equal to 0");
+    }
+    for key in ["acquireTime", "renewTime"] {
+        let text = spec[key].as_str();
+        if text.is_some_and(|text| !text.contains('.') || !text.ends_with('Z')) {
+            return Err(Refusal::new(
+                400,
+                "BadRequest",
+                format!("parsing time {text:?} as MicroTime"),
+            ));
+        }
+    }
+    Ok(())
 }

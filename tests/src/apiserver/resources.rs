@@ -15,12 +15,19 @@ pub(super) struct Resource {
     pub(super) plural: String,
     pub(super) kind: String,
     pub(super) namespaced: bool,
+    /// Whether it has a status apart.
+    pub(super) status: bool,
 }
 
 impl Resource {
     /// What its objects are filed under.
     pub(super) fn key(&self) -> String {
         format!("{}/{}", self.group, self.plural)
+    }
+
+    /// Whether an update must say which version it is made of: for Leases, and for whatever a definition defines.
+    pub(super) fn must_be_conditional(&self) -> bool {
+        self.plural == "leases" || self.group.ends_with("istio.io")
     }
 
     pub(super) fn api_version(&self, version: &str) -> String {
@@ -34,28 +41,31 @@ impl Resource {
 /// All resources.
 pub(super) fn all(store: &Store) -> Vec<Resource> {
     let built_in = [
-        ("", "namespaces", "Namespace", false),
-        ("", "nodes", "Node", false),
-        ("", "pods", "Pod", true),
-        ("", "services", "Service", true),
-        ("apps", "daemonsets", "DaemonSet", true),
-        ("discovery.k8s.io", "endpointslices", "EndpointSlice", true),
-        ("events.k8s.io", "events", "Event", true),
+        ("", "namespaces", "Namespace", false, true),
+        ("", "nodes", "Node", false, true),
+        ("", "pods", "Pod", true, true),
+        ("", "services", "Service", true, true),
+        ("apps", "daemonsets", "DaemonSet", true, true),
+        ("discovery.k8s.io", "endpointslices", "EndpointSlice", true, false),
+        ("events.k8s.io", "events", "Event", true, false),
+        ("coordination.k8s.io", "leases", "Lease", true, false),
         (
             "apiextensions.k8s.io",
             "customresourcedefinitions",
             "CustomResourceDefinition",
             false,
+            true,
         ),
     ];
     let mut found: Vec<Resource> = built_in
         .into_iter()
-        .map(|(group, plural, kind, namespaced)| Resource {
+        .map(|(group, plural, kind, namespaced, status)| Resource {
             group: group.to_owned(),
             versions: vec!["v1".to_owned()],
             plural: plural.to_owned(),
             kind: kind.to_owned(),
             namespaced,
+            status,
         })
         .collect();
     found.extend(
@@ -71,7 +81,11 @@ fn defined(definition: &Value) -> Resource {
     let spec = &definition["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let versions = spec["versions"].as_array().into_iter().flatten();
+    let status = versions
+        .clone()
+        .any(|version| version["subresources"]["status"].is_object());
     Resource {
+        status,
         group: text(&spec["group"]),
         versions: versions
             .filter(|version| version["served"] == true)

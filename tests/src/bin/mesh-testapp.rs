@@ -1,6 +1,8 @@
 //! An ordinary network program in many manners: server and client for the end-to-end tests. It knows nothing of the mesh, and reports
 //! what it saw as JSON.
 
+#[path = "mesh-testapp/ask.rs"]
+mod ask;
 #[path = "mesh-testapp/client.rs"]
 mod client;
 #[path = "mesh-testapp/server.rs"]
@@ -25,6 +27,8 @@ enum Command {
     Serve(server::Args),
     /// Connects and gives one report as JSON.
     Connect(client::Args),
+    /// Connects where each line of standard input says, and gives a report as a line of JSON for each.
+    Ask,
 }
 
 fn main() -> ExitCode {
@@ -41,5 +45,12 @@ fn main() -> ExitCode {
             println!("{}", serde_json::to_string(&report).unwrap_or_default());
             ExitCode::SUCCESS
         }
+        Command::Ask => match ask::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }

@@ -141,6 +141,42 @@ impl Cluster {
         })
     }
 
+    /// An object as the server has it, by its kind and names.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn get(&self, object: &Value) -> Result<Value> {
+        let (api, name) = self.api(object)?;
+        Ok(serde_json::to_value(self.runtime.block_on(api.get(&name))?)?)
+    }
+
+    /// Gives each of these objects, which are there, its new shape, sixteen at a time, so many times in turn; `shape` says the shape by
+    /// the number of the turn.
+    ///
+    /// # Errors
+    /// When the server refuses one.
+    pub fn storm(&self, objects: &[Value], turns: usize, shape: impl Fn(usize) -> Value) -> Result<()> {
+        self.runtime.block_on(async {
+            for turn in 0..turns {
+                let patch = shape(turn);
+                for some in objects.chunks(16) {
+                    let mut under_way = tokio::task::JoinSet::new();
+                    for object in some {
+                        let ((api, name), patch) = (self.api(object)?, patch.clone());
+                        under_way.spawn(async move {
+                            api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
+                                .await
+                        });
+                    }
+                    while let Some(done) = under_way.join_next().await {
+                        done??;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Removes an object, of which kind and names count.
     ///
     /// # Errors
@@ -258,6 +294,7 @@ fn plural(kind: &str) -> Result<&'static str> {
         "Service" => "services",
         "EndpointSlice" => "endpointslices",
         "DaemonSet" => "daemonsets",
+        "Lease" => "leases",
         "AuthorizationPolicy" => "authorizationpolicies",
         "PeerAuthentication" => "peerauthentications",
         "CustomResourceDefinition" => "customresourcedefinitions",
@@ -270,6 +307,7 @@ fn definition(kind: &str, versions: &[&str]) -> Result<Value> {
     let version = |(i, name): (usize, &&str)| {
         json!({
             "name": name, "served": true, "storage": i == 0,
+            "subresources": {"status": {}},
             "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
         })
     };

@@ -121,13 +121,24 @@ fn the_account_reads_and_writes_what_is_listed_and_nothing_else() -> Result<()> 
         ensure!(!all.contains("*"), "{rule}");
         ensure!(!all.contains("secrets") && !all.contains("nodes/proxy"), "{rule}");
     }
-    // Of its own DaemonSet it may know whether it is being deleted.
-    let role = one(&documents, "Role")?;
-    ensure!(
-        role["rules"]
-            == json!([{"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": ["mesh-agent"], "verbs": ["list", "watch"]}]),
-        "{role:#}"
-    );
+    // Of its own DaemonSet it may know whether it is being deleted; of Leases it may have one.
+    let own = json!([
+        {"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": ["mesh-agent"], "verbs": ["list", "watch"]},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+        {
+            "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+            "resourceNames": ["mesh-agent-status"], "verbs": ["get", "update"],
+        },
+    ]);
+    ensure!(one(&documents, "Role")?["rules"] == own, "{documents:#?}");
+    // Of policies it may write the status, and who does not want that gives no such right.
+    let writes = |documents: &[Value]| -> Result<bool> {
+        let text = one(documents, "ClusterRole")?.to_string() + &one(documents, "Role")?.to_string();
+        Ok(text.contains("/status") || text.contains("patch") || text.contains("leases"))
+    };
+    ensure!(writes(&documents)?);
+    let without = render(&json!({"settings": {"kubernetes": {"status": "off"}}}))?;
+    ensure!(!writes(&all_documents(&without)?)?);
     for kind in ["ClusterRoleBinding", "RoleBinding"] {
         let binding = one(&documents, kind)?;
         let wanted = json!([{"kind": "ServiceAccount", "name": "mesh-agent", "namespace": "mesh-system"}]);

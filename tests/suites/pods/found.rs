@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mesh_tests::harness::{
-    Cgroup, JoinExt, KubePod, Layout, MESH, Proc, World, agent_binary, new_uid, run, wait_for,
+    Cgroup, JoinExt, KubePod, Kubelet, Layout, MESH, Proc, World, agent_binary, new_uid, run, wait_for,
 };
 
 use crate::stage::{SOON, Stage};
@@ -293,4 +293,52 @@ fn a_kubelet_is_found_in_whatever_cgroup_it_has_but_never_in_a_pods() -> Result<
     said("services/nodeman")?;
     drop(real);
     said("no kubelet is found")
+}
+
+#[test]
+fn an_agent_with_the_daemonsets_rights_finds_a_kubelet_above_its_pods_whose_probes_pass_under_strict()
+-> Result<()> {
+    let mut bounds = "-all".to_owned();
+    for name in daemonsets_capabilities()? {
+        bounds += &format!(",+{name}");
+    }
+    let words = [
+        "unshare",
+        "--cgroup",
+        "setpriv",
+        "--bounding-set",
+        &bounds,
+        "--inh-caps",
+        "-all",
+    ];
+    let stage = Stage::with(|agent| agent.by(&words))?;
+    stage.config.peer_authentication(MESH, "STRICT")?;
+    let mut server = stage.pod("server", Layout::Burstable)?;
+    let file = stage.config.dir().join("pod-server.yaml");
+    let text = std::fs::read_to_string(&file)?;
+    let probed = text.replace(
+        "    - name: app\n      image: none\n",
+        "    - name: app\n      image: none\n      livenessProbe: {tcpSocket: {port: 8080}}\n",
+    );
+    assert_ne!(text, probed, "{text}");
+    stage.config.write("pod-server", &probed)?;
+    server.serve("app")?;
+    stage.wait_captured_in(&server)?;
+    stage.wait("server", |w| {
+        w["mtls"] == "STRICT" && w["uncaptured"]["probe_ports"] == serde_json::json!([8080])
+    })?;
+    // By hand, in the cgroup above `kubepods`.
+    let mut kubelet = Kubelet::start(&stage.world, &stage.node, stage.node.cgroup().path())?;
+    let ip = server.pod.ip4();
+    wait_for("the kubelet is found", Duration::from_secs(40), || {
+        if kubelet.probe(ip, 8080, "")? {
+            return Ok(());
+        }
+        bail!("{}", stage.agent()?.log())
+    })?;
+    assert!(
+        !kubelet.probe(ip, 8080, "child")?,
+        "what it starts is another process"
+    );
+    Ok(())
 }

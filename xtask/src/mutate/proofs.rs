@@ -65,6 +65,7 @@ pub(crate) const PROOFS: &[Proof] = &[
     proof(Mechanism::ForeignDevice, "evasion", "sockets::sockets_bound_to_the_pods_device_are_captured_and_others_pass_but_never_to_the_mesh", "bound to net1, to 198.18."),
     proof(Mechanism::FastOpenCookie, "evasion", "packets::a_packet_with_a_forged_source_reaches_no_application_and_counts_as_no_connection", "an enrolled pod may not go without cookies"),
     proof(Mechanism::ProbeCgroup, "enrolment", "probes::a_container_below_the_kubelets_cgroup_ends_the_passage_until_it_is_gone", "the check of probes: not within"),
+    proof(Mechanism::ProbeProcess, "enrolment", "shared::a_kubelet_in_a_cgroup_above_the_pods_probes_them_and_nobody_else_there_passes_for_it", "a program that the kubelet starts"),
     proof(Mechanism::ProbeNetns, "enrolment", "probes::what_is_not_a_probe_of_the_kubelet_is_refused_under_strict", "a process of the kubelet's cgroup in another namespace"),
     proof(Mechanism::ProbePort, "enrolment", "probes::what_is_not_a_probe_of_the_kubelet_is_refused_under_strict", "no probe declares this port"),
     proof(Mechanism::StrictExclusion, "enrolment", "exclusions::an_excluded_inbound_port_ends_with_strict_and_so_do_the_connections_that_it_let_in", "the exclusion ends: not within"),

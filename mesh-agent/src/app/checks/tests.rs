@@ -168,6 +168,13 @@ fn a_kubelet_that_is_not_trusted_is_warned_about_where_it_matters() {
         probes(Some(&ProbePassage::Of("/x".into())), &some).level,
         Level::Ok
     );
+    let shared = ProbePassage::OfProcess {
+        cgroup: "/x".into(),
+        pid: 7,
+    };
+    let check = probes(Some(&shared), &some);
+    assert_eq!(check.level, Level::Ok);
+    assert!(check.detail.contains("process 7,"), "{}", check.detail);
 }
 
 #[test]

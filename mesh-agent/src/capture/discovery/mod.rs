@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use self::choose::{Choice, Process, choose};
 use self::layout::PodKey;
 use self::processes::Procfs;
+pub(super) use self::processes::stat as process_stat;
 use self::runtime::Claim;
 pub(super) use self::runtime::{Follower, Runtimes};
 pub use self::status::{DiscoveryStatus, FoundBy, RuntimeState, SandboxStatus};

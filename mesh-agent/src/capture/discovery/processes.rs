@@ -166,7 +166,7 @@ fn pids_below(pod: &Path) -> io::Result<Pids> {
 }
 
 /// When a process began, and its parent (`proc(5)`, fields 22 and 4). The name before may hold anything, blanks and brackets too.
-fn stat(dir: &Path) -> io::Result<(u64, u32)> {
+pub(in crate::capture) fn stat(dir: &Path) -> io::Result<(u64, u32)> {
     let text = fs::read(dir.join("stat"))?;
     parse_stat(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use aya::maps::lpm_trie::Key;
 use mesh_common::mutation::{self, Mechanism};
-use mesh_common::{Addr, CIDR_BITS, CIDR_HEAD_BITS, CidrData, FlowKey, PortKey, PortUse, maps};
+use mesh_common::{
+    Addr, CIDR_BITS, CIDR_HEAD_BITS, CidrData, FlowKey, KubeletProcess, PortKey, PortUse, maps,
+};
 use mesh_core::model::{Cidr, Exclusions, WorkloadUid};
 use mesh_core::plan::{Refusal, Uncaptured};
 use tracing::{info, warn};
@@ -19,7 +21,7 @@ use super::Capture;
 use crate::capture::diag;
 use crate::capture::error::CaptureError;
 use crate::capture::flows::flow_key;
-use crate::capture::kubelet::{self, KubeletError, Verified};
+use crate::capture::kubelet::{self, KubeletError, Process, Verified};
 use crate::capture::netns::Netns;
 use crate::capture::objects::NodeObject;
 use crate::capture::older::{Look, OlderConnections};
@@ -31,6 +33,13 @@ use crate::capture::sys::Table;
 pub enum ProbePassage {
     /// Those of the processes in this cgroup.
     Of(PathBuf),
+    /// Those of this one process: others share its cgroup.
+    OfProcess {
+        /// Its cgroup.
+        cgroup: PathBuf,
+        /// Its number in the host's pid namespace.
+        pid: u32,
+    },
     /// None, and why: they are captured like other connections.
     None(KubeletError),
     /// None: the kernel refused the program.
@@ -43,6 +52,8 @@ pub(in crate::capture) struct Passes {
     pub(in crate::capture) probes: Table<FlowKey, u64>,
     pub(in crate::capture) ports: Table<PortKey, u32>,
     pub(in crate::capture) cidrs: Table<Key<CidrData>, u32>,
+    /// Its one element means something only while the programs for a shared cgroup are attached.
+    process: Table<u32, KubeletProcess>,
     kubelet: Mutex<Kubelet>,
     closed: AtomicU64,
     /// Why older connections cannot be closed on this kernel.
@@ -51,7 +62,7 @@ pub(in crate::capture) struct Passes {
 
 #[derive(Default)]
 struct Kubelet {
-    attached: Option<(Verified, OwnedFd)>,
+    attached: Option<(Verified, Vec<OwnedFd>)>,
     /// `None` before the first look.
     passage: Option<ProbePassage>,
     search: kubelet::Search,
@@ -64,6 +75,7 @@ impl Passes {
             probes: Table::new(object.map(maps::PROBES)?),
             ports: Table::new(object.map(maps::PORTS)?),
             cidrs: Table::new(object.map(maps::CIDRS)?),
+            process: Table::new(object.map(maps::KUBELET)?),
             kubelet: Mutex::default(),
             closed: AtomicU64::new(0),
             cannot_close: Mutex::default(),
@@ -239,8 +251,7 @@ impl Capture {
         let passage = match found {
             Ok(found) => {
                 let present = kubelet.attached.as_ref();
-                if present.is_some_and(|(attached, _)| attached.id == found.id && attached.path == found.path)
-                {
+                if present.is_some_and(|(attached, _)| attached.is_same(&found)) {
                     return;
                 }
                 // What a predecessor has noted and still watches is under way.
@@ -249,12 +260,15 @@ impl Capture {
                 if !inherited {
                     self.passes.forget_probes();
                 }
-                let attached = self.object().attach_kubelet(&found.dir);
-                match attached {
-                    Ok(link) => {
-                        let path = found.path.clone();
-                        kubelet.attached = Some((found, link));
-                        ProbePassage::Of(path)
+                match self.attach_kubelet(&found) {
+                    Ok(links) => {
+                        let cgroup = found.path.clone();
+                        let passage = match found.process {
+                            None => ProbePassage::Of(cgroup),
+                            Some(Process { pid, .. }) => ProbePassage::OfProcess { cgroup, pid },
+                        };
+                        kubelet.attached = Some((found, links));
+                        passage
                     }
                     Err(error) => ProbePassage::Failed(error.to_string()),
                 }
@@ -271,6 +285,11 @@ impl Capture {
         }
         match &passage {
             ProbePassage::Of(cgroup) => info!(cgroup = %cgroup.display(), "probes of the kubelet pass"),
+            ProbePassage::OfProcess { cgroup, pid } => info!(
+                cgroup = %cgroup.display(),
+                pid,
+                "probes of the kubelet pass, of this process alone: it shares its cgroup with others"
+            ),
             ProbePassage::None(why @ (KubeletError::Off | KubeletError::NotFound)) => {
                 info!(%why, "no probes pass uncaptured");
             }
@@ -278,6 +297,22 @@ impl Capture {
             ProbePassage::Failed(why) => warn!(why, "no probes pass uncaptured"),
         }
         kubelet.passage = Some(passage);
+    }
+
+    fn attach_kubelet(&self, found: &Verified) -> Result<Vec<OwnedFd>, CaptureError> {
+        let Some(process) = found.process else {
+            return self.object().attach_kubelet(&found.dir);
+        };
+        let entry = KubeletProcess {
+            cgroup: found.id,
+            tgid: process.pid,
+            pad: 0,
+        };
+        let written = self.passes.process.insert(&0, &entry);
+        written.map_err(CaptureError::io(
+            "telling the programs which process is the kubelet",
+        ))?;
+        self.object().attach_shared_kubelet(&found.dir)
     }
 
     /// Whether probes of the kubelet pass; `None` before the first look.

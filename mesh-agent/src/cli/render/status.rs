@@ -2,6 +2,7 @@
 
 use super::{duration, table, text};
 use crate::admin::document::{CniStatus, Status};
+use crate::sources::WriterStatus;
 
 /// `meshctl status`.
 pub(in crate::cli) fn status(status: &Status) -> String {
@@ -90,6 +91,9 @@ pub(in crate::cli) fn status(status: &Status) -> String {
     if let Some(cni) = &status.cni {
         row("CNI", cni_line(cni));
     }
+    if let Some(writer) = &status.status_writer {
+        row("Conditions", writer_line(writer));
+    }
     row(
         "Connections",
         format!(
@@ -118,6 +122,21 @@ pub(in crate::cli) fn status(status: &Status) -> String {
         ),
     );
     text(table)
+}
+
+fn writer_line(writer: &WriterStatus) -> String {
+    let leader = writer.leader.as_deref().unwrap_or("nobody yet");
+    let mut line = match writer.leads {
+        true => format!("this agent writes them ({leader}, Lease {})", writer.lease),
+        false => format!("{leader} writes them (Lease {})", writer.lease),
+    };
+    if let Some(written) = writer.writes.get("written") {
+        line += &format!(", {written} written");
+    }
+    if let Some(problem) = &writer.problem {
+        line += &format!("; {problem}");
+    }
+    line
 }
 
 fn cni_line(cni: &CniStatus) -> String {

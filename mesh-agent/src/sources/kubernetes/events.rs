@@ -110,7 +110,7 @@ pub(super) async fn run(requests: Requests, node: String, mut inbox: mpsc::Recei
         let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
         match requests.post(&path, Bytes::from(event.to_string())).await {
             // Another agent, or this one earlier, has said it.
-            Ok(()) | Err(Trouble::Refused { status: 409, .. }) => told = false,
+            Ok(_) | Err(Trouble::Refused { status: 409, .. }) => told = false,
             Err(trouble) if !std::mem::replace(&mut told, true) => tracing::info!(
                 target: "mesh_agent::kubernetes",
                 "rejected objects get no Events: {}", match trouble {

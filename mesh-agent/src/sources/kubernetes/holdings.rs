@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::events::Complaint;
 use super::journal::{Draft, Journal};
+use super::status::Statuses;
 use super::{Changes, Shared};
 use crate::sources::Held;
 
@@ -139,9 +140,13 @@ impl Holdings {
 
     /// An object of the list, in `version` of the kind.
     pub(super) fn listed(&mut self, listing: &mut Listing, mut document: Value, version: &str) {
+        let told = Statuses::read(self.kind, &document, version);
         let Some((name, held)) = self.learn(&mut document, version) else {
             return;
         };
+        if let Some(told) = told {
+            self.shared.statuses.put(&name, told, &held);
+        }
         if held.rejection.is_some() {
             self.complain(&name, &held, &document);
             listing.keep.insert(name.clone());
@@ -187,9 +192,13 @@ impl Holdings {
 
     /// This is how an object is now. Most of what changes in a cluster changes nothing here.
     pub(super) fn put(&mut self, mut document: Value, version: &str) {
+        let told = Statuses::read(self.kind, &document, version);
         let Some((name, held)) = self.learn(&mut document, version) else {
             return;
         };
+        if let Some(told) = told {
+            self.shared.statuses.put(&name, told, &held);
+        }
         if self.objects.get(&name) == Some(&held) {
             return;
         }
@@ -237,6 +246,7 @@ impl Holdings {
         for (name, held) in changed {
             if held.is_gone() {
                 self.objects.remove(name);
+                self.shared.statuses.remove(name);
             } else {
                 self.objects.insert(name.clone(), held.clone());
             }

@@ -14,6 +14,7 @@ mod journal;
 mod lines;
 mod page;
 mod request;
+mod status;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -33,7 +34,8 @@ use self::events::Complaints;
 use self::follower::Follower;
 use self::holdings::{Holdings, Reading};
 use self::request::Requests;
-use super::{Changes, ConfigurationSource, KindBoard, ReportSink, RunningSource, SourceError};
+use self::status::{Statuses, Writer};
+use super::{Changes, ConfigurationSource, KindBoard, ReportSink, RunningSource, SourceError, StatusReader};
 
 pub use self::access::{AccessError, connect};
 
@@ -48,6 +50,15 @@ pub struct KubernetesOptions {
     pub placement: bool,
     /// Where documents are kept for the next start.
     pub state_dir: PathBuf,
+    /// The namespace of the Lease by which one agent is chosen to write status conditions; `None` for none are written.
+    pub status_namespace: Option<String>,
+}
+
+/// The namespace of the pod that this agent runs in, where it runs in one.
+pub fn own_namespace() -> Option<String> {
+    let text = std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;
+    let name = text.trim();
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// The API server that [`KubernetesOptions`] lead to.
@@ -96,6 +107,7 @@ impl ConfigurationSource for KubernetesSource {
             open: AtomicUsize::new(KINDS.len()),
             look: Notify::new(),
             complaints,
+            statuses: Arc::default(),
         });
         let stop = CancellationToken::new();
         for (index, kind) in KINDS.iter().enumerate() {
@@ -118,6 +130,18 @@ impl ConfigurationSource for KubernetesSource {
                 () = version::watch(requests, board, look) => {}
             }
         });
+        if let Some(namespace) = &self.options.status_namespace {
+            let (requests, statuses) = (Requests::new(access.clone()), shared.statuses.clone());
+            let node = &self.options.node_name;
+            let writer = Writer::new(requests, statuses, self.board.clone(), namespace, node);
+            let stopped = stop.clone();
+            self.runtime.spawn(async move {
+                tokio::select! {
+                    () = stopped.cancelled() => {}
+                    () = status::run(writer) => {}
+                }
+            });
+        }
         let (requests, node) = (Requests::new(access), self.options.node_name.clone());
         let stopped = stop.clone();
         self.runtime.spawn(async move {
@@ -145,6 +169,10 @@ impl RunningSource for Running {
     fn look_now(&self) {
         self.shared.look.notify_waiters();
     }
+
+    fn follow(&self, status: &StatusReader) {
+        self.shared.statuses.follow(status);
+    }
 }
 
 impl Drop for Running {
@@ -162,6 +190,7 @@ struct Shared {
     /// Ends every wait for a better time.
     look: Notify,
     complaints: Complaints,
+    statuses: Arc<Statuses>,
 }
 
 impl Shared {

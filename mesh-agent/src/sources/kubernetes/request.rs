@@ -46,10 +46,22 @@ impl Requests {
         self.whole(answer).await
     }
 
-    /// `POST` of a JSON document.
-    pub(super) async fn post(&self, path: &str, document: Bytes) -> Result<(), Trouble> {
+    /// `POST` of a JSON document; returns what was made of it.
+    pub(super) async fn post(&self, path: &str, document: Bytes) -> Result<Bytes, Trouble> {
         let answer = self.send(Method::POST, path, document).await?;
-        self.whole(answer).await.map(drop)
+        self.whole(answer).await
+    }
+
+    /// `PUT` of a JSON document; returns what was made of it.
+    pub(super) async fn put(&self, path: &str, document: Bytes) -> Result<Bytes, Trouble> {
+        let answer = self.send(Method::PUT, path, document).await?;
+        self.whole(answer).await
+    }
+
+    /// `PATCH` by a JSON merge patch (RFC 7386); returns what was made of it.
+    pub(super) async fn merge_patch(&self, path: &str, patch: Bytes) -> Result<Bytes, Trouble> {
+        let answer = self.send(Method::PATCH, path, patch).await?;
+        self.whole(answer).await
     }
 
     /// The lines of the answer to `GET path`, as they come.
@@ -64,12 +76,16 @@ impl Requests {
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Body>, Trouble> {
         let (client, generation) = self.access.client();
+        let content = match method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(ACCEPT, "application/json");
         if !body.is_empty() {
-            request = request.header(http::header::CONTENT_TYPE, "application/json");
+            request = request.header(http::header::CONTENT_TYPE, content);
         }
         let request = request
             .body(Body::from(body))

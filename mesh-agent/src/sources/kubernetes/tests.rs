@@ -29,6 +29,7 @@ fn desk(kind: &str, dir: &TempDir, placement: bool) -> Desk {
         open: AtomicUsize::new(1),
         look: Notify::new(),
         complaints,
+        statuses: Arc::default(),
     });
     let reading = Reading {
         node_name: "n1".into(),

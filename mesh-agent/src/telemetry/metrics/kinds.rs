@@ -23,6 +23,35 @@ pub struct KindReading {
     pub errors: Vec<(String, u64)>,
 }
 
+/// How status conditions are written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriterReading {
+    /// Whether this agent writes them.
+    pub leads: bool,
+    /// What it has tried to write, by how it came out.
+    pub writes: Vec<(String, u64)>,
+}
+
+/// Those of status conditions.
+pub(super) fn status_families(writer: &WriterReading) -> Vec<MetricFamily> {
+    let writes = writer
+        .writes
+        .iter()
+        .map(|(result, n)| Row::new(*n as f64).label("result", result));
+    vec![
+        Kind::Gauge.family(
+            "mesh_agent_status_leader",
+            "1 where this agent writes status conditions for the cluster; one agent does.",
+            vec![Row::new(f64::from(u8::from(writer.leads)))],
+        ),
+        Kind::Counter.family(
+            "mesh_agent_status_writes_total",
+            "Attempts to write a status condition, by result: written; present, outdated, conflict, gone (it is looked at again); else why not.",
+            writes.collect(),
+        ),
+    ]
+}
+
 /// All of them.
 pub(super) fn families(kinds: &[KindReading]) -> Vec<MetricFamily> {
     let rows = |value: fn(&KindReading) -> Option<u64>| {
