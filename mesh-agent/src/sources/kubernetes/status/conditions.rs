@@ -217,11 +217,11 @@ mod tests {
             minded.status && minded.message.contains("spec.mtls.colour"),
             "{minded:?}"
         );
-        held.rejection = Some(Rejection {
+        held.rejection = Some(Box::new(Rejection {
             origin: origin(),
             object: None,
             message: "spec.mtls.mode: no such mode".into(),
-        });
+        }));
         let bad = wanted(&held, &[], 4);
         assert!(!bad.status && bad.reason == "Invalid" && bad.message.contains("no such mode"));
         assert!(bad.message.contains("stays in force"), "{bad:?}");
