@@ -8,8 +8,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorag
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
     Addr, CIDR_BITS, COUNTERS as COUNTER_COUNT, CidrData, Counter, EVENT_BUDGETS, EVENTS_BYTES, FlowKey,
-    KubeletProcess, LISTENERS as LISTENER_COUNT, LogSwitch, MAX_CIDRS, MAX_ENROLLED, MAX_FLOWS, MAX_OWN, MAX_PODS, MAX_PORTS,
-    MAX_PROBES, OwnKey, Peer, PodEntry, PortKey, PortUse,
+    KubeletProcess, LISTENERS as LISTENER_COUNT, LogSwitch, MAX_CIDRS, MAX_ENROLLED, MAX_FLOWS, MAX_OWN,
+    MAX_PODS, MAX_PORTS, MAX_PROBES, OwnKey, Peer, PodEntry, PortKey, PortUse,
 };
 
 use crate::mutation::{self, Mechanism};
