@@ -427,6 +427,11 @@ mod tests {
         // Of the CNI plugin, while the agent is away.
         wanted.insert(right("", "namespaces", "get"));
         wanted.insert(right("", "pods", "get"));
+        // Of the agent that writes conditions, for the kinds that keep some.
+        for kind in ["authorizationpolicies", "peerauthentications"] {
+            wanted.insert(right("security.istio.io", kind, "get"));
+            wanted.insert(right("security.istio.io", &format!("{kind}/status"), "patch"));
+        }
         let documents: Vec<Value> =
             serde_saphyr::from_multiple(include_str!("../../../../deploy/kubernetes/rbac.yaml")).unwrap();
         let role = documents
