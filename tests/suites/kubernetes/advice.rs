@@ -112,6 +112,7 @@ fn istios_label_is_left_to_a_ztunnel_on_the_node_and_captured_pods_are_let_go() 
     };
     let node = stage.near.spec().node.clone();
     stage.cluster.put(ztunnel(SHOP, &node))?;
+    stage.cluster.namespace("istio-system", false)?;
     stage.cluster.put(ztunnel("istio-system", "elsewhere"))?;
     std::thread::sleep(Duration::from_secs(2));
     stage.cluster.delete(&ztunnel(SHOP, &node))?;
