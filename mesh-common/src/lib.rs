@@ -464,37 +464,7 @@ pub const MAX_PORTS: u32 = 32 * 1024;
 pub const MAX_CIDRS: u32 = 16 * 1024;
 
 #[cfg(feature = "user")]
-mod user {
-    use super::{
-        Addr, CidrData, Event, FlowKey, KubeletProcess, LogSwitch, NodeConst, OwnKey, Peer, PodConst,
-        PodEntry, PortKey,
-    };
-
-    // SAFETY: `repr(C)`, plain integers, no padding (asserted below), every bit pattern valid.
-    unsafe impl aya::Pod for Addr {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for PodEntry {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for PodConst {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for OwnKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for FlowKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Peer {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Event {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for NodeConst {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for PortKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for CidrData {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for LogSwitch {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for KubeletProcess {}
-}
+mod user;
 
 // No padding: sizes are the sums of the fields'.
 const _: () = {
