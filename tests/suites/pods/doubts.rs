@@ -137,8 +137,7 @@ fn a_cgroup_below_a_container_that_imitates_another_pods_is_not_taken_for_it() -
     spec.uid.clone_from(&victim);
     spec.netns = std::path::PathBuf::new();
     stage.config.pod(&spec)?;
-    let shown = stage.wait("victim", |w| w["capture"] == "pending")?;
-    assert!(reason(&shown).contains("no cgroup of pod"), "{shown:#}");
+    stage.wait_pending("victim", "no cgroup of pod")?;
     let pod = stage.sandbox(pod, Layout::Burstable, &victim)?;
     stage.wait_captured_in(&pod)?;
     let shown = stage.workload("hostile")?;

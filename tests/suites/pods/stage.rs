@@ -101,6 +101,14 @@ impl Stage {
         self.wait(name, |w| w["capture"] == "captured")
     }
 
+    /// Waits until the agent has looked for a pod in vain, for this reason.
+    pub(crate) fn wait_pending(&self, name: &str, why: &str) -> Result<Value> {
+        self.wait(name, |w| {
+            let reason = w["capture_reason"].as_str().unwrap_or_default();
+            w["capture"] == "pending" && reason.contains(why)
+        })
+    }
+
     /// Waits until a pod is captured in this network namespace.
     pub(crate) fn wait_captured_in(&self, pod: &KubePod) -> Result<Value> {
         let netns = pod.netns()?;
